@@ -1,0 +1,122 @@
+"""Policies as pure functions of a network's outputs: sampling, log-probability, entropy, mode."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from streamwise.agents.generator import CounterGenerator
+from streamwise.streams import Action, NonFiniteSampleError, UsageError
+
+__all__ = ["CategoricalPolicy", "GaussianPolicy", "Policy", "policy_for"]
+
+_LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
+
+
+class Policy(Protocol):
+    """A family of distributions over actions, with its parameters given by a network's `outputs`."""
+
+    outputs: int
+
+    def check(self, action: Action) -> None:
+        """Raise ValueError unless this is an action of the policy."""
+        ...
+
+    def sample(self, outputs: Tensor, generator: CounterGenerator) -> Action:
+        """Draw an action."""
+        ...
+
+    def mode(self, outputs: Tensor) -> Action:
+        """Return the likeliest action."""
+        ...
+
+    def log_probability_and_entropy(self, outputs: Tensor, action: Action) -> tuple[Tensor, Tensor]:
+        """Return log pi(action) and the entropy, as scalars with their graph."""
+        ...
+
+
+class GaussianPolicy:
+    """Independent normals: outputs are [mean, pre-deviation], deviation = softplus(pre-deviation)."""
+
+    def __init__(self, size: int, dtype: Any) -> None:
+        self.size = size
+        self.outputs = 2 * size
+        self.dtype = dtype
+
+    def check(self, action: Action) -> None:
+        """Raise ValueError unless the action is an array of the right shape, all of it finite."""
+        taken = np.asarray(action)
+        if taken.shape != (self.size,):
+            raise ValueError(f"the action has shape {taken.shape}; this policy's has {(self.size,)}.")
+        if not np.isfinite(taken).all():
+            raise NonFiniteSampleError(f"the action is {taken}; the sample was refused.")
+
+    def sample(self, outputs: Tensor, generator: CounterGenerator) -> NDArray[Any]:
+        """Draw an action [size]; it may lie outside the bounds, the environment clips."""
+        mean, pre_deviation = outputs.double().chunk(2)
+        noise = torch.from_numpy(generator.normal(self.size))
+        return (mean + functional.softplus(pre_deviation) * noise).numpy().astype(self.dtype)
+
+    def mode(self, outputs: Tensor) -> NDArray[Any]:
+        """Return the mean [size]."""
+        return outputs[: self.size].numpy().astype(self.dtype)
+
+    def log_probability_and_entropy(self, outputs: Tensor, action: Action) -> tuple[Tensor, Tensor]:
+        """Of the unclipped action; summed over dimensions."""
+        mean, pre_deviation = outputs.chunk(2)
+        deviation = functional.softplus(pre_deviation)
+        log_deviation = deviation.log()
+        distance = (torch.from_numpy(np.asarray(action)).to(outputs.dtype) - mean) / deviation
+        log_probability = (-0.5 * distance * distance - log_deviation).sum() - self.size * _LOG_SQRT_2PI
+        entropy = log_deviation.sum() + self.size * (0.5 + _LOG_SQRT_2PI)
+        return log_probability, entropy
+
+
+class CategoricalPolicy:
+    """A softmax over actions 0, 1, ...: outputs are the logits."""
+
+    def __init__(self, actions: int) -> None:
+        self.outputs = actions
+
+    def check(self, action: Action) -> None:
+        """Raise ValueError unless the action is an index in range."""
+        check_discrete(action, self.outputs)
+
+    def sample(self, outputs: Tensor, generator: CounterGenerator) -> int:
+        """Draw an action by inverting the distribution function."""
+        cumulative = outputs.double().softmax(0).cumsum(0).numpy()
+        action = int(np.searchsorted(cumulative, generator.uniform() * cumulative[-1], side="right"))
+        return min(action, self.outputs - 1)
+
+    def mode(self, outputs: Tensor) -> int:
+        """Return the likeliest action, the first of equals."""
+        return int(outputs.argmax())
+
+    def log_probability_and_entropy(self, outputs: Tensor, action: Action) -> tuple[Tensor, Tensor]:
+        """Of the action's index."""
+        log_probabilities = outputs.log_softmax(0)
+        entropy = -(log_probabilities.exp() * log_probabilities).sum()
+        return log_probabilities[action], entropy
+
+
+def check_discrete(action: Action, actions: int) -> int:
+    """Return the action as an int. Raises ValueError unless it is one of 0, 1, ..., actions - 1."""
+    if not isinstance(action, int | np.integer) or not 0 <= action < actions:
+        raise ValueError(f"the action is {action!r}; it must be an integer from 0 to {actions - 1}.")
+    return int(action)
+
+
+def policy_for(space: spaces.Space[Any]) -> Policy:
+    """Return the policy for an action space: Box [size] or Discrete. Raises UsageError otherwise."""
+    if isinstance(space, spaces.Box) and len(space.shape) == 1:
+        return GaussianPolicy(space.shape[0], space.dtype)
+    if isinstance(space, spaces.Discrete):
+        return CategoricalPolicy(int(space.n))
+    raise UsageError(f"stream-ac takes one-dimensional Box or Discrete actions, not {space}.")

@@ -1,0 +1,122 @@
+"""Stream-Q(λ): Watkins's Q-learning with traces that are cut after a non-greedy action.
+
+Source: Elsayed, Vasan and Mahmood (2024), arXiv:2410.14606; with `step_size_rule="intentional"`, Intentional Q
+of arXiv:2604.19033.
+
+Departure from the published code: the first action of an episode is chosen before the observation it sees has
+entered the running statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gymnasium import spaces
+from numpy.typing import NDArray
+from torch import Tensor
+
+from streamwise.agents.exploration import ExplorationSettings, actions_of, greedy_action
+from streamwise.agents.generator import CounterGenerator
+from streamwise.agents.learner import Metrics, State
+from streamwise.agents.networks import FlatNetwork, NetworkBuilder, published_network
+from streamwise.agents.policies import check_discrete
+from streamwise.agents.settings import observation_shape
+from streamwise.agents.statistics import TransitionNormalizer
+from streamwise.streams import Transition
+
+__all__ = ["StreamQ", "StreamQConfig"]
+
+
+@dataclass(frozen=True)
+class StreamQConfig(ExplorationSettings):
+    """Settings of stream-Q."""
+
+
+class StreamQ:
+    """Q-learning for Discrete actions, exploring epsilon-greedily.
+
+    observation_space: Box. action_space: Discrete. network: a function from the number of outputs to a torch
+    module, in place of the published network. Raises UsageError for other spaces.
+
+    >>> import numpy as np
+    >>> agent = StreamQ(spaces.Box(-1.0, 1.0, (3,)), spaces.Discrete(2))
+    >>> agent.act(np.zeros(3, np.float32), explore=False) in (0, 1)
+    True
+    """
+
+    Config = StreamQConfig
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        config: StreamQConfig | None = None,
+        *,
+        seed: int = 0,
+        network: NetworkBuilder | None = None,
+    ) -> None:
+        self.config = c = config or StreamQConfig()
+        self.observation_space, self.action_space = observation_space, action_space
+        shape = observation_shape(observation_space, c.time_feature, "stream-q")
+        self.actions = actions_of(action_space, "stream-q")
+        build = network or published_network(shape, c.hidden_size, seed)
+        self.network = FlatNetwork(build(self.actions), c.torch_dtype)
+        self.rule = c.rule_for(self.network, c.overshoot_margin, c.intended_change)
+        self.samples = TransitionNormalizer(shape, c.discount, c.torch_dtype, passthrough=int(c.time_feature))
+        self.generator = CounterGenerator(seed)
+
+    def act(self, observation: NDArray[Any], *, explore: bool = True) -> int:
+        """Take the greedy action, or with probability epsilon any action."""
+        if explore and self.generator.uniform() < self.config.epsilon(self.samples.steps):
+            return self.generator.integer(self.actions)
+        return greedy_action(self.network.predict(self.samples.observe(observation)))
+
+    def learn_one(self, transition: Transition) -> Metrics:
+        """Update the action values once.
+
+        Raises NonFiniteSampleError for NaN or infinities, ValueError for a wrong action or observation; nothing
+        has changed then.
+        """
+        c = self.config
+        action = check_discrete(transition.action, self.actions)
+        epsilon = c.epsilon(self.samples.steps)
+        observation, reward, next_observation = self.samples.learn_one(transition)
+
+        values = self.network(observation)
+        value = values[action]
+        if transition.terminated or (transition.truncated and not c.bootstrap_on_truncation):
+            next_value = 0.0
+        else:
+            next_value = self.network.predict(next_observation).max().item()
+        td_error = reward + c.discount * next_value - value.item()
+
+        step = self.rule.update(
+            self.network.parameters, self.network.differentiate(value), td_error, c.discount * c.trace_decay
+        )
+        # What follows an exploratory action says nothing about the greedy policy before it.
+        if transition.terminated or transition.truncated or action != greedy_action(values.detach()):
+            self.rule.trace.zero_()
+        return {
+            "value": value.item(),
+            "td_error_magnitude": abs(td_error),
+            "step_size": step,
+            "epsilon": epsilon,
+        }
+
+    def state_dict(self) -> State:
+        """Return everything: weights, trace, statistics, counters, generator."""
+        return {
+            "value.parameters": self.network.parameters.clone(),
+            **self.rule.state_dict("value"),
+            **self.samples.state_dict(),
+            **self.generator.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a state that `state_dict` gave."""
+        self.network.parameters.copy_(state["value.parameters"])
+        self.rule.load_state_dict(state, "value")
+        self.samples.load_state_dict(state)
+        self.generator.load_state_dict(state)

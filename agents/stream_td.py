@@ -1,0 +1,106 @@
+"""Stream-TD(λ): predicts the discounted sum of what is to come, from one transition at a time.
+
+Source: Elsayed, Vasan and Mahmood (2024), arXiv:2410.14606.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gymnasium import spaces
+from numpy.typing import NDArray
+from torch import Tensor
+
+from streamwise.agents.learner import Metrics, State
+from streamwise.agents.networks import FlatNetwork, NetworkBuilder, published_network
+from streamwise.agents.settings import StreamSettings, observation_shape
+from streamwise.agents.statistics import TransitionNormalizer
+from streamwise.streams import Transition
+
+__all__ = ["StreamTD", "StreamTDConfig"]
+
+
+@dataclass(frozen=True)
+class StreamTDConfig(StreamSettings):
+    """Settings of stream-TD."""
+
+
+class StreamTD:
+    """Value prediction; actions in the transitions are not looked at.
+
+    observation_space: Box. network: a function from the number of outputs to a torch module, in place of the
+    published network. Raises UsageError for other spaces.
+
+    >>> import numpy as np
+    >>> agent = StreamTD(spaces.Box(-1.0, 1.0, (3,)))
+    >>> isinstance(agent.predict_one(np.zeros(3, np.float32)), float)
+    True
+    """
+
+    Config = StreamTDConfig
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any] | None = None,
+        config: StreamTDConfig | None = None,
+        *,
+        seed: int = 0,
+        network: NetworkBuilder | None = None,
+    ) -> None:
+        self.config = c = config or StreamTDConfig()
+        self.observation_space, self.action_space = observation_space, action_space
+        shape = observation_shape(observation_space, c.time_feature, "stream-td")
+        build = network or published_network(shape, c.hidden_size, seed)
+        self.network = FlatNetwork(build(1), c.torch_dtype)
+        self.rule = c.rule_for(self.network, c.overshoot_margin, c.intended_change)
+        self.samples = TransitionNormalizer(shape, c.discount, c.torch_dtype, passthrough=int(c.time_feature))
+
+    def predict_one(self, observation: NDArray[Any]) -> float:
+        """Return the predicted discounted sum of the rewards after this observation, in reward units."""
+        value = self.network.predict(self.samples.observe(observation)).item()
+        return value * self.samples.rewards.deviation
+
+    def learn_one(self, transition: Transition) -> Metrics:
+        """Update the prediction once; `prediction` in the metrics was made before.
+
+        Raises NonFiniteSampleError for NaN or infinities, ValueError for an observation of the wrong shape;
+        nothing has changed then.
+        """
+        c = self.config
+        deviation = self.samples.rewards.deviation
+        observation, reward, next_observation = self.samples.learn_one(transition)
+
+        value = self.network(observation)[0]
+        if transition.terminated or (transition.truncated and not c.bootstrap_on_truncation):
+            next_value = 0.0
+        else:
+            next_value = self.network.predict(next_observation).item()
+        td_error = reward + c.discount * next_value - value.item()
+
+        step = self.rule.update(
+            self.network.parameters, self.network.differentiate(value), td_error, c.discount * c.trace_decay
+        )
+        if transition.terminated or transition.truncated:
+            self.rule.trace.zero_()
+        return {
+            "prediction": value.item() * deviation,
+            "td_error_magnitude": abs(td_error),
+            "step_size": step,
+        }
+
+    def state_dict(self) -> State:
+        """Return everything: weights, trace, statistics, counters."""
+        return {
+            "value.parameters": self.network.parameters.clone(),
+            **self.rule.state_dict("value"),
+            **self.samples.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a state that `state_dict` gave."""
+        self.network.parameters.copy_(state["value.parameters"])
+        self.rule.load_state_dict(state, "value")
+        self.samples.load_state_dict(state)

@@ -1,0 +1,52 @@
+// The native extension, streamwise.kernels._native.
+//
+// For now it reports what it was built as and what this processor can do, so that `streamwise doctor`
+// and, later, the choice between kernel variants rest on one answer.
+
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+
+#include <string>
+
+namespace nb = nanobind;
+
+namespace {
+
+// The widest instruction set that both this processor and the operating system support.
+std::string instruction_set() {
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512dq"))
+    return "avx512";
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return "avx2";
+  return "baseline";
+#elif defined(__aarch64__)
+  return "neon";
+#else
+  return "baseline";
+#endif
+}
+
+std::string compiler() {
+#if defined(__clang__)
+  return "clang " __clang_version__;
+#elif defined(__GNUC__)
+  return "gcc " __VERSION__;
+#elif defined(_MSC_VER)
+  return "msvc " + std::to_string(_MSC_VER);
+#else
+  return "unknown";
+#endif
+}
+
+}  // namespace
+
+NB_MODULE(_native, module) {
+  module.doc() = "Native kernels of streamwise.";
+  module.def("version", [] { return std::string(STREAMWISE_VERSION); },
+             "The version of streamwise this extension was built with.");
+  module.def("instruction_set", &instruction_set,
+             "The widest instruction set usable here: 'avx512', 'avx2', 'neon' or 'baseline'.");
+  module.def("compiler", &compiler, "The compiler that built this extension.");
+}

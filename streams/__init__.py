@@ -1,0 +1,11 @@
+"""Samples, and where they come from: `Transition`, the `Stream` protocol, sources and sinks.
+
+Environments as streams live in `envs`; nothing here imports the rest of streamwise.
+"""
+
+from __future__ import annotations
+
+from streamwise.streams.errors import NonFiniteSampleError, UsageError
+from streamwise.streams.sample import Action, Position, Stream, Transition
+
+__all__ = ["Action", "NonFiniteSampleError", "Position", "Stream", "Transition", "UsageError"]
