@@ -17,12 +17,14 @@ help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 
 demo: $(VENV)/.installed-all  ## train HalfCheetah for 100,000 steps and draw the report
-	@if [ -f $(DEMO)/report.png ]; then echo "$(DEMO) is there already; remove it to train afresh."; \
-	elif [ -d $(DEMO) ]; then $(BIN)/streamwise resume $(DEMO); \
+	@if [ -d $(DEMO)/checkpoints/step-000000100000 ]; then \
+		$(BIN)/streamwise report $(DEMO) && \
+		echo "$(DEMO) finished before; remove it to train afresh"; \
+	elif ls $(DEMO)/checkpoints/step-* > /dev/null 2>&1; then $(BIN)/streamwise resume $(DEMO); \
+	elif [ -d $(DEMO) ]; then echo "$(DEMO) holds no checkpoint; remove it and run make demo again"; exit 1; \
 	else $(BIN)/streamwise train HalfCheetah-v5 --steps 100000 --out $(DEMO); fi
-	@echo "report:  $(DEMO)/report.html (and report.png)"
-	@echo "curves:  $(BIN)/tensorboard --logdir $(DEMO)/tensorboard"
-	@echo "watch:   $(BIN)/streamwise evaluate $(DEMO) --episodes 5"
+	@echo "curves: $(BIN)/tensorboard --logdir $(DEMO)/tensorboard"
+	@echo "watch:  $(BIN)/streamwise evaluate $(DEMO) --episodes 1 --video $(DEMO)/episode.mp4"
 
 test: export OMP_NUM_THREADS = 1
 test: export MUJOCO_GL = disabled
