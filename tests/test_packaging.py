@@ -116,7 +116,8 @@ def requirement_name(line: str) -> str:
 
 def fresh(code: str) -> str:
     """Run code in an interpreter of its own, and return what it prints."""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd="/")
+    assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
