@@ -1,0 +1,146 @@
+"""An environment and a policy as an endless stream of transitions."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from streamwise.streams import Action, Position, Transition, UsageError
+
+__all__ = ["EnvironmentStream"]
+
+
+class EnvironmentStream:
+    """Steps `env` with the actions of `act`, for ever; a new episode starts where one ends.
+
+    env: an environment with Box observations and Box or Discrete actions, as `make` gives. act: called with
+    an observation, returns an action. It is called when the next transition is asked for, so it already knows
+    what was learned from the one before. seed: int >= 0; the first reset is seeded from it, later ones go on
+    with the environment's own generator.
+
+    Arrays in a transition are never changed afterwards; the `next_observation` of one transition is the
+    `observation` of the next within an episode. NaN in observations or rewards passes through: learners
+    refuse it. An action of the wrong shape or range, or one that is not finite, raises ValueError.
+
+    Leaving a loop and starting another one goes on in mid-episode.
+
+    >>> from itertools import islice
+    >>> stream = EnvironmentStream(gymnasium.make("CartPole-v1"), lambda observation: 0)
+    >>> total = sum(transition.reward for transition in islice(stream, 100))
+    >>> total, stream.position["step"]
+    (100.0, 100)
+    """
+
+    def __init__(
+        self, env: gymnasium.Env[Any, Any], act: Callable[[NDArray[Any]], Action], *, seed: int = 0
+    ) -> None:
+        if not isinstance(env.observation_space, spaces.Box):
+            raise UsageError(
+                f"EnvironmentStream takes Box observations, not {env.observation_space}; "
+                "streamwise.envs.make flattens them."
+            )
+        self.env = env
+        self.act = act
+        self.info: dict[str, Any] = {}
+        """What the environment said beside the last transition (or reset), as it gave it."""
+        self._check = _action_check(env.action_space)
+        self._observation: NDArray[Any] | None = None  # None: the next step is the first of an episode
+        self._reset_seed: int | None = None
+        self._closed = False
+        self.seek({"seed": seed, "episode": 0, "step": 0})
+
+    @property
+    def position(self) -> Position:
+        """Seed, completed episodes and delivered steps: where the next transition comes from."""
+        return {"seed": self._seed, "episode": self._episode, "step": self._step}
+
+    def __iter__(self) -> Iterator[Transition]:
+        """Yield transitions until the stream is closed."""
+        while not self._closed:
+            observation = self._observation
+            if observation is None:
+                first, self.info = self.env.reset(seed=self._reset_seed)
+                self._reset_seed = None
+                observation = self._observation = np.array(first)
+            action = self._check(self.act(observation), self._step)
+            result, reward, terminated, truncated, self.info = self.env.step(action)
+            # An environment may reuse its buffer; a copy costs 0.2 µs (1 µs for four Atari frames).
+            next_observation = np.array(result)
+            over = bool(terminated or truncated)
+            self._observation = None if over else next_observation
+            self._episode += over
+            self._step += 1
+            yield Transition(
+                observation, action, float(reward), next_observation, bool(terminated), bool(truncated)
+            )
+
+    def seek(self, position: Position) -> None:
+        """Go on with a fresh episode, whose reset seed depends on the position's three numbers only.
+
+        The rest of an interrupted episode is not repeated: the counts go on, the world starts anew.
+        Raises UsageError for a position of another kind.
+        """
+        try:
+            numbers = tuple(operator.index(position[key]) for key in ("seed", "episode", "step"))
+        except (KeyError, TypeError):
+            numbers = (-1,)
+        if min(numbers) < 0:
+            raise UsageError(
+                f"{position} is no position of an environment: "
+                "seed, episode and step must be whole numbers, 0 or more."
+            )
+        self._seed, self._episode, self._step = numbers
+        self._reset_seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+        self._observation = None
+
+    def commit(self, position: Position) -> None:
+        """Do nothing: nobody outside keeps an account of which steps of an environment were learned."""
+
+    def close(self) -> None:
+        """Close the environment and end the stream. Closing twice does no harm."""
+        if not self._closed:
+            self._closed = True
+            self.env.close()
+
+
+def _action_check(space: spaces.Space[Any]) -> Callable[[Action, int], Any]:
+    """Return the function (action, step) -> checked action, one that the agent cannot change later."""
+    if isinstance(space, spaces.Discrete):
+        low = int(space.start)
+        high = low + int(space.n) - 1
+
+        def check_index(action: Action, step: int) -> int:
+            try:
+                index = operator.index(action)  # type: ignore[arg-type]
+            except TypeError:
+                index = low - 1
+            if not low <= index <= high:
+                raise ValueError(
+                    f"step {step}: the action is {action!r}, not a whole number {low} to {high}."
+                )
+            return index
+
+        return check_index
+    if isinstance(space, spaces.Box):
+        shape = space.shape
+
+        def check_array(action: Action, step: int) -> NDArray[Any]:
+            taken = np.array(action)
+            if taken.shape != shape:
+                raise ValueError(f"step {step}: the action has shape {taken.shape}, not {shape}.")
+            if taken.dtype.kind not in "fiu":
+                raise ValueError(f"step {step}: the action is of type {taken.dtype}, not of numbers.")
+            # A third of the time of np.isfinite(taken).all() for the few numbers of an action.
+            if not all(map(math.isfinite, taken.ravel().tolist())):
+                raise ValueError(f"step {step}: the action is {taken.tolist()}, not finite.")
+            return taken
+
+        return check_array
+    raise UsageError(f"EnvironmentStream takes Box or Discrete actions, not {space}.")
