@@ -1,0 +1,179 @@
+"""What a run is made from: typed settings, which are also the flags of `train` and the saved config.toml."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.metadata
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Generic, TypeVar
+
+import msgspec
+import tomli_w
+import tyro
+
+from streamwise.agents import StreamSettings, agent_class
+from streamwise.agents.exploration import ExplorationSettings
+from streamwise.streams import UsageError
+
+__all__ = ["Preset", "RunConfig", "load_config", "load_preset", "preset_names", "save_config"]
+
+Settings = TypeVar("Settings", bound=StreamSettings)
+_PRESETS = Path(__file__).parent / "presets"
+_RECORDED_VERSIONS = ("streamwise", "torch", "numpy", "gymnasium", "mujoco", "dm-control", "ale-py", "minatar")
+
+
+@dataclass(frozen=True)
+class RunConfig(Generic[Settings]):
+    """One run."""
+
+    environment: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ENV")]
+    """An environment by the name its makers gave it (HalfCheetah-v5, dm_control/walker-walk-v0, ALE/Pong-v5,
+    MinAtar/Breakout-v1), or csv:PATH to predict a time series with stream-td."""
+    settings: tyro.conf.OmitArgPrefixes[Settings]
+    agent: str = "stream-ac"
+    """stream-ac (Box or Discrete actions), stream-q or stream-sarsa (Discrete), stream-td (prediction)."""
+    preset: str | None = None
+    """Settings to start from: a name (stream-x, stream-x-q, ...) or a TOML file. Flags override it."""
+    steps: int = 100_000
+    """How many samples to learn from."""
+    seed: int = 0
+    """Seeds the network, the exploration and the environment."""
+    checkpoint_every: int = 10_000
+    """Steps between checkpoints; there is always one at the end."""
+    out: Path | None = None
+    """The run directory. Unset: outputs/<environment>-<agent>-<rule>-seed<seed>."""
+    target: str | None = None
+    """csv: only. The column whose discounted sum is predicted."""
+    episodic_life: bool = False
+    """Atari only. Let a lost life end the episode, without resetting the game."""
+
+    def __post_init__(self) -> None:
+        for name, low in (("steps", 1), ("checkpoint_every", 1), ("seed", 0)):
+            if getattr(self, name) < low:
+                raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}; use {low} or more.")
+        is_series = self.environment.startswith("csv:")
+        if is_series != (self.agent == "stream-td"):
+            wanted = "--agent stream-td" if is_series else "csv:PATH instead of an environment"
+            raise UsageError(f"{self.agent} on {self.environment}: use {wanted}; stream-td predicts series only.")
+        if is_series and self.target is None:
+            raise UsageError(f"{self.environment} needs --target COLUMN, the column to predict.")
+        if self.target is not None and not is_series:
+            raise UsageError(f"--target belongs to csv:PATH, not to {self.environment}.")
+        if self.episodic_life and not self.environment.startswith("ALE/"):
+            raise UsageError(f"--episodic-life belongs to Atari (ALE/...), not to {self.environment}.")
+
+    @property
+    def directory(self) -> Path:
+        """Where the run keeps everything."""
+        if self.out is not None:
+            return self.out
+        name = f"{self.environment}-{self.agent}-{self.settings.step_size_rule}-seed{self.seed}"
+        return Path("outputs") / name.removeprefix("csv:").replace("/", "-").replace(":", "-").strip("-.")
+
+    def resolved(self) -> RunConfig[Settings]:
+        """Return this configuration with every value that depends on another filled in."""
+        settings = self.settings
+        if isinstance(settings, ExplorationSettings) and settings.exploration_steps is None:
+            duration = round(settings.exploration_fraction * self.steps)
+            settings = dataclasses.replace(settings, exploration_steps=duration)
+        return dataclasses.replace(self, settings=settings)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A preset file: the run options it sets, and the agent's settings."""
+
+    agent: str
+    options: Mapping[str, Any]
+    settings: StreamSettings
+
+
+def preset_names() -> list[str]:
+    """Return the names of the presets that come with streamwise."""
+    return sorted(path.stem for path in _PRESETS.glob("*.toml"))
+
+
+def load_preset(name: str) -> Preset:
+    """Read a preset by name or path. Raises UsageError for unknown names, unreadable files, unknown keys."""
+    path = Path(name) if name.endswith(".toml") else _PRESETS / f"{name}.toml"
+    if path.parent == _PRESETS and not path.is_file():
+        raise UsageError(f"no preset is named {name!r}.{_nearest(name, preset_names())} Or give a .toml file.")
+    table = _read_toml(path)
+    options = {key: value for key, value in table.items() if key not in ("agent", "settings")}
+    allowed = ["agent", "settings", "steps", "checkpoint_every", "episodic_life"]
+    for key in table:
+        if key not in allowed:
+            raise UsageError(f"{path}: unknown key {key!r}.{_nearest(key, allowed)}")
+    agent = table.get("agent", "stream-ac")
+    return Preset(agent, options, _settings(table.get("settings", {}), agent, path))
+
+
+def save_config(config: RunConfig[Any], directory: Path) -> None:
+    """Write config.toml: every setting of the run, and the versions it ran with."""
+    table = {key: value for key, value in dataclasses.asdict(config).items() if value is not None}
+    table.pop("out", None)
+    table["settings"] = {key: value for key, value in table.pop("settings").items() if value is not None}
+    table["versions"] = _versions()
+    (directory / "config.toml").write_bytes(tomli_w.dumps(table).encode())
+
+
+def load_config(directory: Path) -> RunConfig[Any]:
+    """Read the config.toml of a run directory. Raises UsageError if it is no run or was damaged."""
+    path = directory / "config.toml"
+    if not path.is_file():
+        raise UsageError(f"{directory} is not a run directory: it has no config.toml.")
+    table = _read_toml(path)
+    table.pop("versions", None)
+    settings = _settings(table.pop("settings", {}), table.get("agent", "stream-ac"), path)
+    known = {field.name for field in dataclasses.fields(RunConfig)}
+    for key in table:
+        if key not in known:
+            raise UsageError(f"{path}: unknown key {key!r}.{_nearest(key, known)}")
+    try:
+        return RunConfig(**table, settings=settings, out=directory)
+    except TypeError as error:
+        raise UsageError(f"{path}: {error}.") from None
+
+
+def _settings(table: Any, agent: str, path: Path) -> StreamSettings:
+    kind: type[StreamSettings] = agent_class(agent).Config
+    known = [field.name for field in dataclasses.fields(kind)]
+    if not isinstance(table, dict):
+        raise UsageError(f"{path}: 'settings' must be a table, [settings].")
+    for key in table:
+        if key not in known:
+            raise UsageError(f"{path}: {agent} has no setting {key!r}.{_nearest(key, known)}")
+    try:
+        return msgspec.convert(table, kind)
+    except (msgspec.ValidationError, UsageError) as error:
+        raise UsageError(f"{path}: {error}") from None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UsageError(f"{path} cannot be read: {reason}.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} is not TOML: {error}.") from None
+
+
+def _nearest(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"{hint} Choose one of: {', '.join(sorted(known))}."
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in _RECORDED_VERSIONS:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

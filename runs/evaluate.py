@@ -1,0 +1,144 @@
+"""Evaluation of a run's frozen policy, with a video if asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamwise.runs.checkpoint import Checkpoints, restore
+from streamwise.runs.config import load_config
+from streamwise.runs.train import make_environment
+from streamwise.streams import UsageError
+
+__all__ = ["Evaluation", "evaluate"]
+
+_FIRST_EVALUATION_SEED = 1_000_000  # far from the seeds that runs are trained with
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Returns of a frozen policy: their mean with a 95% bootstrap interval over episodes."""
+
+    step: int
+    episode_returns: list[float]
+    episode_lengths: list[int]
+    mean: float
+    low: float
+    high: float
+
+
+def evaluate(
+    directory: Path,
+    *,
+    episodes: int = 10,
+    seed: int = 0,
+    explore: bool = False,
+    video: Path | None = None,
+    on_episode: Callable[[int, float], None] = lambda episode, episode_return: None,
+) -> Evaluation:
+    """Play `episodes` episodes with the newest checkpoint of a run, learning nothing.
+
+    explore: act as in training (sampled, or epsilon-greedy) instead of greedily. video: the first episode is
+    written there as MP4. The result is also written to `evaluation.json` in the run directory.
+    Raises UsageError for a run that has no policy, a missing checkpoint, or a video that cannot be made.
+    """
+    if episodes < 1:
+        raise UsageError(f"--episodes is {episodes}; use 1 or more.")
+    config = load_config(directory)
+    if config.agent == "stream-td":
+        raise UsageError(f"{directory} predicts a series and has no policy; its scores are in the report.")
+    if video is not None and video.suffix.lower() != ".mp4":
+        raise UsageError(f"--video {video}: name a file that ends in .mp4.")
+    checkpoint = Checkpoints(directory).latest()
+    agent: Any = restore(checkpoint)
+    render_mode = "rgb_array" if video is not None else None
+    environment = make_environment(config, seed=_FIRST_EVALUATION_SEED + seed, render_mode=render_mode)
+    returns, lengths = [], []
+    try:
+        for episode in range(episodes):
+            film = Film(video, environment) if video is not None and episode == 0 else None
+            episode_return, length = _play(agent, environment, explore, film)
+            returns.append(episode_return)
+            lengths.append(length)
+            on_episode(episode + 1, episode_return)
+    finally:
+        environment.close()
+    low, high = _interval(np.array(returns))
+    evaluation = Evaluation(
+        int(checkpoint.meta["step"]), returns, lengths, float(np.mean(returns)), low, high
+    )
+    (directory / "evaluation.json").write_text(json.dumps(asdict(evaluation), indent=2))
+    return evaluation
+
+
+def _play(agent: Any, environment: Any, explore: bool, film: Film | None) -> tuple[float, int]:
+    observation, _ = environment.reset()
+    episode_return, length, ended = 0.0, 0, False
+    with film or _NoFilm() as frames:
+        while not ended:
+            frames.add_frame()
+            action = agent.act(observation, explore=explore)
+            observation, reward, terminated, truncated, _ = environment.step(action)
+            episode_return += float(reward)
+            length += 1
+            ended = terminated or truncated
+    return episode_return, length
+
+
+def _interval(returns: NDArray[np.float64]) -> tuple[float, float]:
+    from streamwise.runs.statistics import bootstrap_interval
+
+    return bootstrap_interval(returns, np.mean)
+
+
+class _NoFilm:
+    def add_frame(self) -> None:
+        """Nothing is filmed."""
+
+    def __enter__(self) -> _NoFilm:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing to close."""
+
+
+class Film:
+    """An MP4 of what an environment renders, one frame a step."""
+
+    def __init__(self, path: Path, environment: Any) -> None:
+        try:
+            import imageio.v2 as imageio
+            import imageio_ffmpeg  # noqa: F401  # the writer that imageio uses for MP4
+        except ImportError:
+            raise UsageError('--video needs a writer: pip install "streamwise[video]".') from None
+        self.path = path
+        self.environment = environment
+        path.parent.mkdir(parents=True, exist_ok=True)
+        frames_per_second = environment.metadata.get("render_fps") or 30
+        self._writer = imageio.get_writer(path, fps=frames_per_second, macro_block_size=2)
+
+    def add_frame(self) -> None:
+        """Render one frame."""
+        try:
+            frame = self.environment.render()
+        except Exception as error:  # rendering back ends fail in many ways; all mean the same to the user
+            raise UsageError(
+                f"{self.environment.spec.id} cannot be rendered here ({type(error).__name__}: {error}); set "
+                "MUJOCO_GL=egl (with a GPU) or MUJOCO_GL=osmesa (with libosmesa6) and try again."
+            ) from None
+        self._writer.append_data(np.asarray(frame))
+
+    def __enter__(self) -> Film:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.close()

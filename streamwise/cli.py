@@ -1,0 +1,322 @@
+"""The command line. Exit codes: 0 done, 1 the run failed, 2 the command is wrong, 130 interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import io
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+
+import tyro
+
+if TYPE_CHECKING:
+    from streamwise.runs.config import RunConfig
+    from streamwise.runs.train import RunResult
+
+__all__ = ["main"]
+
+Arguments = TypeVar("Arguments")
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run one command and exit with its code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["--version"]:
+        from streamwise import __version__
+
+        print(f"streamwise {__version__}")
+        sys.exit(0)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_overview())
+        sys.exit(0 if arguments else 2)
+    name, *rest = arguments
+    if name not in COMMANDS:
+        _fail(2, f"streamwise: no command is named {name!r}.{_nearest(name)} See `streamwise --help`.")
+    from streamwise.streams import NonFiniteSampleError, UsageError
+
+    try:
+        with _warnings_as_lines():
+            code = COMMANDS[name].run(rest)
+    except UsageError as error:
+        _fail(2, f"streamwise {name}: {error}")
+    except (NonFiniteSampleError, OSError) as error:
+        _fail(1, f"streamwise {name}: {error}")
+    except KeyboardInterrupt:
+        _fail(130, f"streamwise {name}: interrupted.")
+    sys.exit(code)
+
+
+TRAIN_HELP = """
+    Train an agent on an environment, sample by sample, with a live display.
+
+    Leaves a run directory with its settings, metrics, TensorBoard files, checkpoints and a report.
+
+    streamwise train HalfCheetah-v5
+    streamwise train CartPole-v1 --agent stream-q --steps 50000
+    streamwise train dm_control/walker-walk-v0 --preset stream-x --seed 3
+    streamwise train csv:ETTh1.csv --agent stream-td --target OT --discount 0.9
+    """
+
+
+def _train(argv: list[str]) -> int:
+    from streamwise.agents import agent_class
+    from streamwise.runs.config import RunConfig, load_preset, preset_names
+
+    preset_name, agent = _peek(argv, "--preset"), _peek(argv, "--agent")
+    preset = load_preset(preset_name) if preset_name else None
+    if preset and agent and agent != preset.agent:
+        from streamwise.streams import UsageError
+
+        raise UsageError(f"preset {preset_name} is for {preset.agent}, not for {agent}; drop --agent.")
+    is_series = any(argument.startswith("csv:") for argument in argv)
+    agent = preset.agent if preset else agent or ("stream-td" if is_series else "stream-ac")
+    settings = preset.settings if preset else agent_class(agent).Config()
+    default: RunConfig[Any] = _without_validation(
+        RunConfig,
+        environment=tyro.MISSING,
+        settings=settings,
+        agent=agent,
+        preset=preset_name,
+        **(preset.options if preset else {}),
+    )
+    help_text = (
+        f"{inspect.cleandoc(TRAIN_HELP)}\n\nThe settings listed last are those of {agent}; add --agent NAME or "
+        f"--preset NAME to see others. Presets: {', '.join(preset_names())}."
+    )
+    config = _parse(RunConfig[type(settings)], "train", argv, help_text, default)  # type: ignore[misc]
+    from streamwise.runs.train import train
+
+    return _finish(train(config))
+
+
+@dataclass(frozen=True)
+class ResumeArguments:
+    """Go on with a run that was interrupted, or extend one that has finished.
+
+    Learning goes on from the newest whole checkpoint, at the start of an episode.
+
+    streamwise resume outputs/demo
+    streamwise resume outputs/demo --steps 200000
+    """
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_DIR")]
+    """The run directory."""
+    steps: int | None = None
+    """The new length of the run, counted from its beginning."""
+
+
+def _resume(argv: list[str]) -> int:
+    arguments = _parse(ResumeArguments, "resume", argv)
+    from streamwise.runs.train import resume
+
+    return _finish(resume(arguments.run, arguments.steps))
+
+
+@dataclass(frozen=True)
+class EvaluateArguments:
+    """Play episodes with a run's newest checkpoint, learning nothing, and print the mean return.
+
+    streamwise evaluate outputs/demo --episodes 20
+    streamwise evaluate outputs/demo --episodes 1 --video cheetah.mp4
+    """
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_DIR")]
+    """The run directory."""
+    episodes: int = 10
+    """How many episodes to play."""
+    seed: int = 0
+    """Seeds the environment; never one that a run is trained with."""
+    explore: bool = False
+    """Act as in training, sampled or epsilon-greedy, instead of greedily."""
+    video: Path | None = None
+    """Film the first episode to this .mp4 file."""
+
+
+def _evaluate(argv: list[str]) -> int:
+    arguments = _parse(EvaluateArguments, "evaluate", argv)
+    from streamwise.runs.evaluate import evaluate
+
+    def on_episode(episode: int, episode_return: float) -> None:
+        print(f"episode {episode}: return {episode_return:,.1f}", file=sys.stderr)
+
+    result = evaluate(
+        arguments.run,
+        episodes=arguments.episodes,
+        seed=arguments.seed,
+        explore=arguments.explore,
+        video=arguments.video,
+        on_episode=on_episode,
+    )
+    print(
+        f"mean return {result.mean:,.1f} (95% interval {result.low:,.1f} to {result.high:,.1f}) over "
+        f"{len(result.episode_returns)} episodes, {'exploring' if arguments.explore else 'greedy'}, "
+        f"checkpoint at step {result.step:,}"
+    )
+    if arguments.video is not None:
+        print(f"video: {arguments.video}")
+    return 0
+
+
+@dataclass(frozen=True)
+class ReportArguments:
+    """Draw one or several runs: learning curves, results, speed, settings; HTML and PNG.
+
+    Several runs of one environment are drawn together, as seeds of one curve or as agents to compare.
+
+    streamwise report outputs/demo
+    streamwise report outputs/CartPole-* --out cartpole.html
+    """
+
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN_DIR...")]
+    """One or more run directories."""
+    out: Path | None = None
+    """The HTML file; the PNG goes beside it. Unset: in the run directory, or here for several runs."""
+
+
+def _report(argv: list[str]) -> int:
+    arguments = _parse(ReportArguments, "report", argv)
+    from streamwise.runs.report import write_report
+    from streamwise.streams import UsageError
+
+    if not arguments.runs:
+        raise UsageError("name at least one run directory, for example outputs/demo.")
+    files = write_report(arguments.runs, arguments.out)
+    print(f"report: {files.html}\nplot:   {files.png}")
+    return 0
+
+
+@dataclass(frozen=True)
+class DoctorArguments:
+    """Say what is installed, which native kernels are in use, and which environments load.
+
+    Exits with 1 if something that should work does not.
+    """
+
+
+def _doctor(argv: list[str]) -> int:
+    _parse(DoctorArguments, "doctor", argv)
+    from streamwise.doctor import print_report, report
+
+    checks = report()
+    print_report(checks)
+    return 0 if all(check.ok for check in checks) else 1
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: one line of help, and what runs it."""
+
+    summary: str
+    run: Callable[[list[str]], int]
+
+
+COMMANDS = {
+    "train": Command("learn from an environment, or predict a time series", _train),
+    "resume": Command("go on with an interrupted run, or extend a finished one", _resume),
+    "evaluate": Command("play episodes with a trained policy; make a video", _evaluate),
+    "report": Command("draw runs as an HTML page and a PNG", _report),
+    "doctor": Command("check this installation", _doctor),
+}
+
+
+def _finish(result: RunResult) -> int:
+    """Write the report and say where things are."""
+    from streamwise.runs.report import write_report
+
+    files = write_report([result.directory])
+    mean = "" if result.mean_return is None else f", mean return {result.mean_return:,.1f} (last 20 episodes)"
+    print(f"{'stopped' if result.signal else 'done'} at step {result.step:,}{mean}")
+    print(f"run:    {result.directory}\nreport: {files.html}\nplot:   {files.png}")
+    if result.signal is not None:
+        print(f"go on:  streamwise resume {result.directory}")
+        return 128 + result.signal
+    return 0
+
+
+def _parse(
+    kind: type[Arguments], name: str, argv: list[str], description: str | None = None, default: Any = None
+) -> Arguments:
+    """Parse flags into a dataclass; a wrong command ends in one line and exit code 2."""
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(
+                kind,
+                prog=f"streamwise {name}",
+                args=argv,
+                description=description or inspect.cleandoc(kind.__doc__ or ""),
+                default=default,
+            )
+    except SystemExit as stop:
+        if stop.code:
+            _fail(2, f"streamwise {name}: {_one_line(errors.getvalue())} See `streamwise {name} --help`.")
+        raise
+
+
+def _one_line(box: str) -> str:
+    """Turn tyro's framed message into one line, without its frame, its help texts and its pointer to the help."""
+    lines = [line.strip("│")[1:].rstrip() for line in box.splitlines() if line[:1] == "│"]
+    kept = []
+    for line in lines:
+        if line.startswith("For full helptext"):
+            break
+        if line and not line.startswith(("─", "Argument helptext", " " * 8)):
+            kept.append(line.strip())
+    return " ".join(kept).removeprefix("Error parsing settings: ").rstrip(".") + "."
+
+
+def _peek(argv: list[str], flag: str) -> str | None:
+    """Return the value of a flag that decides which other flags there are."""
+    for position, argument in enumerate(argv):
+        if argument == flag and position + 1 < len(argv):
+            return argv[position + 1]
+        if argument.startswith(f"{flag}="):
+            return argument.split("=", 1)[1]
+    return None
+
+
+def _without_validation(kind: type[Arguments], **values: Any) -> Arguments:
+    """Make a frozen dataclass whose environment is not known yet."""
+    made = object.__new__(kind)
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        object.__setattr__(made, field.name, values.get(field.name, field.default))
+    return made
+
+
+@contextlib.contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        print(f"warning: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
+def _nearest(name: str) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, COMMANDS, n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items())
+    return (
+        "usage: streamwise COMMAND [OPTIONS]\n\n"
+        "Learn from streams, one sample at a time.\n\n"
+        f"{commands}\n\n"
+        "streamwise COMMAND --help explains a command; start with: streamwise train HalfCheetah-v5"
+    )
+
+
+def _fail(code: int, line: str) -> NoReturn:
+    print(line, file=sys.stderr)
+    sys.exit(code)
