@@ -78,7 +78,12 @@ class StreamSettings:
         return torch.float64 if self.dtype == "float64" else torch.float32
 
     def rule_for(
-        self, network: FlatNetwork, overshoot_margin: float, intended_change: float, *, is_policy: bool = False
+        self,
+        network: FlatNetwork,
+        overshoot_margin: float,
+        intended_change: float,
+        *,
+        is_policy: bool = False,
     ) -> Rule:
         """Make the chosen step-size rule for one network."""
         trace = torch.zeros_like(network.parameters)

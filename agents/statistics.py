@@ -112,7 +112,7 @@ class RewardScaler:
         """Take one reward into account, then return it in units of the return's deviation."""
         carried = 0.0 if terminated else self.discount * self.discounted_return
         self.discounted_return = carried + reward
-        self.statistics.update(np.float64(self.discounted_return))
+        self.statistics.update(np.asarray(self.discounted_return))
         return reward / self.deviation
 
     @property
@@ -186,7 +186,8 @@ class TransitionNormalizer:
             feature = tuple(int(i) for i in np.argwhere(~np.isfinite(observation))[0])
             name = ", ".join(str(i) for i in feature)
             raise NonFiniteSampleError(
-                f"step {step}: feature {name} of the {what} is {observation[feature]}; the sample was refused."
+                f"step {step}: feature {name} of the {what} is {observation[feature]}; the sample was "
+                "refused."
             )
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -176,7 +176,7 @@ class Intentional:
         return step
 
     def _tame(self, td_error: float) -> float:
-        """Clip the TD error at a multiple of its running root mean square; for a policy, also normalize it."""
+        """Clip the TD error at a multiple of its running root mean square; a policy also normalizes it."""
         beta = self.td_error_decay
         correction = 1.0 - beta**self.updates
         self.td_error_square = beta * self.td_error_square + (1.0 - beta) * td_error**2

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
@@ -88,8 +87,8 @@ class StreamAC:
     def learn_one(self, transition: Transition) -> Metrics:
         """Update critic and actor once.
 
-        Raises NonFiniteSampleError for NaN or infinities, ValueError for an action or observation of the wrong
-        shape; nothing has changed then.
+        Raises NonFiniteSampleError for NaN or infinities, ValueError for an action or observation of the
+        wrong shape; nothing has changed then.
         """
         c = self.config
         self.policy.check(transition.action)

@@ -1,7 +1,7 @@
 """Stream-Q(λ): Watkins's Q-learning with traces that are cut after a non-greedy action.
 
-Source: Elsayed, Vasan and Mahmood (2024), arXiv:2410.14606; with `step_size_rule="intentional"`, Intentional Q
-of arXiv:2604.19033.
+Source: Elsayed, Vasan and Mahmood (2024), arXiv:2410.14606; with `step_size_rule="intentional"`,
+Intentional Q of arXiv:2604.19033.
 
 Departure from the published code: the first action of an episode is chosen before the observation it sees has
 entered the running statistics.
@@ -76,8 +76,8 @@ class StreamQ:
     def learn_one(self, transition: Transition) -> Metrics:
         """Update the action values once.
 
-        Raises NonFiniteSampleError for NaN or infinities, ValueError for a wrong action or observation; nothing
-        has changed then.
+        Raises NonFiniteSampleError for NaN or infinities, ValueError for a wrong action or observation;
+        nothing has changed then.
         """
         c = self.config
         action = check_discrete(transition.action, self.actions)

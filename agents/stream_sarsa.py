@@ -1,7 +1,7 @@
 """Stream-SARSA(λ): on-policy action values; the target is the action that will be taken next.
 
-Source: Elsayed, Vasan and Mahmood (2024), arXiv:2410.14606. The next action is chosen while learning, with the
-weights from before the update, and kept for the following `act`.
+Source: Elsayed, Vasan and Mahmood (2024), arXiv:2410.14606. The next action is chosen while learning,
+with the weights from before the update, and kept for the following `act`.
 
 Departure from the published code: the first action of an episode is chosen before the observation it sees has
 entered the running statistics.
@@ -84,8 +84,8 @@ class StreamSARSA:
     def learn_one(self, transition: Transition) -> Metrics:
         """Update the action values once.
 
-        Raises NonFiniteSampleError for NaN or infinities, ValueError for a wrong action or observation; nothing
-        has changed then.
+        Raises NonFiniteSampleError for NaN or infinities, ValueError for a wrong action or observation;
+        nothing has changed then.
         """
         c = self.config
         action = check_discrete(transition.action, self.actions)

@@ -109,7 +109,16 @@ def _run(case: Case, seed: int, root: Path) -> None:
 
 def _table(cases: list[Case], root: Path) -> Table:
     table = Table(title="Mean return of the last 20 episodes: median over seeds [lowest, highest]")
-    for name in ("environment", "agent", "rule", "steps", "seeds", "at the end", "best at any time", "steps/s"):
+    for name in (
+        "environment",
+        "agent",
+        "rule",
+        "steps",
+        "seeds",
+        "at the end",
+        "best at any time",
+        "steps/s",
+    ):
         table.add_column(name, justify="left" if name in ("environment", "agent", "rule") else "right")
     for case in cases:
         final, best, speed = [], [], []

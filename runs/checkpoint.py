@@ -25,7 +25,15 @@ from streamwise.agents import AGENTS, Learner, agent_class
 from streamwise.agents.networks import NetworkBuilder
 from streamwise.streams import UsageError
 
-__all__ = ["Checkpoint", "CheckpointError", "Checkpoints", "load", "read_checkpoint", "save", "write_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "Checkpoints",
+    "load",
+    "read_checkpoint",
+    "save",
+    "write_checkpoint",
+]
 
 FORMAT = 1
 
@@ -81,7 +89,7 @@ def read_checkpoint(directory: Path) -> Checkpoint:
         raise CheckpointError(f"{directory / 'meta.json'} is damaged: it names no format.")
     if meta["format"] > FORMAT:
         raise CheckpointError(
-            f"{directory} has format {meta['format']}, this streamwise reads up to {FORMAT}; upgrade streamwise."
+            f"{directory} has format {meta['format']}, this streamwise reads up to {FORMAT}; upgrade it."
         )
     if hashlib.sha256(payload).hexdigest() != meta.get("sha256"):
         raise CheckpointError(f"{directory / 'state.safetensors'} is damaged: its checksum does not hold.")
@@ -151,8 +159,8 @@ def restore(checkpoint: Checkpoint, network: NetworkBuilder | None = None) -> Le
         learner.load_state_dict(checkpoint.state)
     except (KeyError, TypeError, RuntimeError, msgspec.ValidationError) as error:
         raise CheckpointError(
-            f"{checkpoint.path} does not fit the learner it names ({error}); an agent with a network of its own "
-            "is loaded with load(path, network=...)."
+            f"{checkpoint.path} does not fit the learner it names ({error}); an agent with a network of its "
+            "own is loaded with load(path, network=...)."
         ) from None
     return learner
 

@@ -23,7 +23,16 @@ __all__ = ["Preset", "RunConfig", "load_config", "load_preset", "preset_names", 
 
 Settings = TypeVar("Settings", bound=StreamSettings)
 _PRESETS = Path(__file__).parent / "presets"
-_RECORDED_VERSIONS = ("streamwise", "torch", "numpy", "gymnasium", "mujoco", "dm-control", "ale-py", "minatar")
+_RECORDED_VERSIONS = (
+    "streamwise",
+    "torch",
+    "numpy",
+    "gymnasium",
+    "mujoco",
+    "dm-control",
+    "ale-py",
+    "minatar",
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,9 @@ class RunConfig(Generic[Settings]):
         is_series = self.environment.startswith("csv:")
         if is_series != (self.agent == "stream-td"):
             wanted = "--agent stream-td" if is_series else "csv:PATH instead of an environment"
-            raise UsageError(f"{self.agent} on {self.environment}: use {wanted}; stream-td predicts series only.")
+            raise UsageError(
+                f"{self.agent} on {self.environment}: use {wanted}; stream-td predicts series only."
+            )
         if is_series and self.target is None:
             raise UsageError(f"{self.environment} needs --target COLUMN, the column to predict.")
         if self.target is not None and not is_series:
@@ -101,7 +112,9 @@ def load_preset(name: str) -> Preset:
     """Read a preset by name or path. Raises UsageError for unknown names, unreadable files, unknown keys."""
     path = Path(name) if name.endswith(".toml") else _PRESETS / f"{name}.toml"
     if path.parent == _PRESETS and not path.is_file():
-        raise UsageError(f"no preset is named {name!r}.{_nearest(name, preset_names())} Or give a .toml file.")
+        raise UsageError(
+            f"no preset is named {name!r}.{_nearest(name, preset_names())} Or give a .toml file."
+        )
     table = _read_toml(path)
     options = {key: value for key, value in table.items() if key not in ("agent", "settings")}
     allowed = ["agent", "settings", "steps", "checkpoint_every", "episodic_life"]

@@ -9,11 +9,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import gymnasium
 import numpy as np
-from numpy.typing import NDArray
 
 from streamwise.runs.checkpoint import Checkpoints, restore
 from streamwise.runs.config import load_config
+from streamwise.runs.statistics import bootstrap_interval
 from streamwise.runs.train import make_environment
 from streamwise.streams import UsageError
 
@@ -70,7 +71,7 @@ def evaluate(
             on_episode(episode + 1, episode_return)
     finally:
         environment.close()
-    low, high = _interval(np.array(returns))
+    low, high = map(float, bootstrap_interval(returns, np.mean))
     evaluation = Evaluation(
         int(checkpoint.meta["step"]), returns, lengths, float(np.mean(returns)), low, high
     )
@@ -90,12 +91,6 @@ def _play(agent: Any, environment: Any, explore: bool, film: Film | None) -> tup
             length += 1
             ended = terminated or truncated
     return episode_return, length
-
-
-def _interval(returns: NDArray[np.float64]) -> tuple[float, float]:
-    from streamwise.runs.statistics import bootstrap_interval
-
-    return bootstrap_interval(returns, np.mean)
 
 
 class _NoFilm:
@@ -128,10 +123,14 @@ class Film:
         """Render one frame."""
         try:
             frame = self.environment.render()
+        except gymnasium.error.DependencyNotInstalled:
+            raise UsageError(
+                '--video: this environment draws with pygame: pip install "streamwise[video]".'
+            ) from None
         except Exception as error:  # rendering back ends fail in many ways; all mean the same to the user
             raise UsageError(
-                f"{self.environment.spec.id} cannot be rendered here ({type(error).__name__}: {error}); set "
-                "MUJOCO_GL=egl (with a GPU) or MUJOCO_GL=osmesa (with libosmesa6) and try again."
+                f"--video: the environment cannot be rendered here ({type(error).__name__}: {error}). MuJoCo "
+                "needs MUJOCO_GL=egl (a GPU) or MUJOCO_GL=osmesa (the system package libosmesa6)."
             ) from None
         self._writer.append_data(np.asarray(frame))
 

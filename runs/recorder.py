@@ -26,9 +26,9 @@ _TENSORBOARD_INTERVAL_SECONDS = 0.5
 class Recorder:
     """Adds up what every step reports and writes a row when an episode ends.
 
-    Rows wait in memory until `flush`, which a checkpoint calls: the files on disk always end at a step that can
-    be resumed from. For a predicted series a row covers 500 steps, and every prediction is kept beside its
-    cumulant in predictions.parquet.
+    Rows wait in memory until `flush`, which a checkpoint calls: the files on disk always end at a step that
+    can be resumed from. For a predicted series a row covers 500 steps, and every prediction is kept
+    beside its cumulant in predictions.parquet.
     """
 
     def __init__(self, directory: Path, *, is_series: bool = False) -> None:
@@ -42,7 +42,7 @@ class Recorder:
         self._rows: list[dict[str, float]] = []
         self._predictions: list[tuple[int, float, float]] = []
         self._written_at = 0.0
-        self._tensorboard = SummaryWriter(str(directory / "tensorboard"))  # type: ignore[no-untyped-call]
+        self._tensorboard = SummaryWriter(str(directory / "tensorboard"))
         self._open_row()
 
     @property

@@ -37,7 +37,7 @@ def train(config: RunConfig[Any]) -> RunResult:
     directory = config.directory
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UsageError(
-            f"{directory} already exists; go on with `streamwise resume {directory}`, or choose another --out."
+            f"{directory} already exists; go on with `streamwise resume {directory}`, or give another --out."
         )
     source = _open(config)
     learner = _make_learner(config, source)

@@ -86,8 +86,8 @@ def _train(argv: list[str]) -> int:
         **(preset.options if preset else {}),
     )
     help_text = (
-        f"{inspect.cleandoc(TRAIN_HELP)}\n\nThe settings listed last are those of {agent}; add --agent NAME or "
-        f"--preset NAME to see others. Presets: {', '.join(preset_names())}."
+        f"{inspect.cleandoc(TRAIN_HELP)}\n\nThe settings listed last are those of {agent}; add --agent NAME "
+        f"or --preset NAME to see others. Presets: {', '.join(preset_names())}."
     )
     config = _parse(RunConfig[type(settings)], "train", argv, help_text, default)  # type: ignore[misc]
     from streamwise.runs.train import train
@@ -260,7 +260,7 @@ def _parse(
 
 
 def _one_line(box: str) -> str:
-    """Turn tyro's framed message into one line, without its frame, its help texts and its pointer to the help."""
+    """Turn tyro's framed message into one line, without its frame, help texts and pointers."""
     lines = [line.strip("│")[1:].rstrip() for line in box.splitlines() if line[:1] == "│"]
     kept = []
     for line in lines:
