@@ -95,15 +95,21 @@ def make(
     >>> observation.shape, float(observation[-1])
     ((5,), -0.5)
     """
+    if name.startswith("dm_control/"):  # DM Control chooses its renderer, if any, when it is imported
+        if render_mode is not None:
+            _prepare_rendering(DM_CONTROL)
+        elif not _is_of_the_suite(name):  # some of the others see through a camera
+            with contextlib.suppress(UsageError):
+                _prepare_rendering(DM_CONTROL)
     spec = _find_spec(name)
     family = _family(spec)
     if episodic_life and family != ATARI:
         raise UsageError(f"episodic_life is for Atari games; {name} has no lives.")
     if render_mode is not None:
         kwargs["render_mode"] = render_mode
+    if family == MUJOCO and render_mode is not None:
+        _prepare_rendering(MUJOCO)
     if family in (MUJOCO, DM_CONTROL):
-        if render_mode is not None:
-            _prepare_rendering(family)
         _report_mujoco_warnings_by_logging()
     with contextlib.ExitStack() as on_error:
         if family == ATARI:
@@ -270,6 +276,11 @@ def _minatar_specs() -> dict[str, EnvSpec]:
     }
 
 
+def _is_of_the_suite(name: str) -> bool:
+    """Whether a DM Control name is that of a suite task, `domain-task-v0`: the others have no such hyphen."""
+    return "-" in name.removesuffix("-v0")
+
+
 def _prepare_rendering(family: str) -> None:
     """Choose how MuJoCo draws, unless the user has. Raises UsageError if it cannot draw in this process."""
     off = ("off", "disable", "disabled", "false", "0")
@@ -327,7 +338,9 @@ def _create(spec: EnvSpec, name: str, kwargs: dict[str, Any]) -> Environment:
     try:
         with _without_precision_warnings(), _quiet_root_logger(spec):
             env: Environment = gymnasium.make(spec, disable_env_checker=True, **kwargs)
-    except (gymnasium.error.Error, ImportError, TypeError) as error:
+    except (gymnasium.error.Error, ImportError, TypeError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "OpenGL" not in str(error):
+            raise
         raise UsageError(f"{name} cannot be made: {_one_line(error)}.") from error
     return env
 
