@@ -8,6 +8,7 @@ from typing import Any
 from gymnasium import spaces
 from torch import Tensor
 
+from streamwise.agents.policies import discrete_size
 from streamwise.agents.settings import StreamSettings
 from streamwise.streams import UsageError
 
@@ -50,7 +51,7 @@ def actions_of(space: spaces.Space[Any], agent: str) -> int:
     """Return the number of discrete actions. Raises UsageError for any other space."""
     if not isinstance(space, spaces.Discrete):
         raise UsageError(f"{agent} takes Discrete actions, not {space}; stream-ac takes Box actions.")
-    return int(space.n)
+    return discrete_size(space, agent)
 
 
 def greedy_action(values: Tensor) -> int:

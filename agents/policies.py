@@ -25,8 +25,8 @@ class Policy(Protocol):
 
     outputs: int
 
-    def check(self, action: Action) -> None:
-        """Raise ValueError unless this is an action of the policy."""
+    def check(self, action: Action, step: int) -> None:
+        """Raise ValueError, which names the step, unless this is an action of the policy."""
         ...
 
     def sample(self, outputs: Tensor, generator: CounterGenerator) -> Action:
@@ -50,13 +50,18 @@ class GaussianPolicy:
         self.outputs = 2 * size
         self.dtype = dtype
 
-    def check(self, action: Action) -> None:
+    def check(self, action: Action, step: int) -> None:
         """Raise ValueError unless the action is an array of the right shape, all of it finite."""
         taken = np.asarray(action)
         if taken.shape != (self.size,):
-            raise ValueError(f"the action has shape {taken.shape}; this policy's has {(self.size,)}.")
+            raise ValueError(
+                f"step {step}: the action has shape {taken.shape}; this policy's has {(self.size,)}."
+            )
         if not np.isfinite(taken).all():
-            raise NonFiniteSampleError(f"the action is {taken}; the sample was refused.")
+            feature = int(np.argmin(np.isfinite(taken)))
+            raise NonFiniteSampleError(
+                f"step {step}: feature {feature} of the action is {taken[feature]}; the sample was refused."
+            )
 
     def sample(self, outputs: Tensor, generator: CounterGenerator) -> NDArray[Any]:
         """Draw an action [size]; it may lie outside the bounds, the environment clips."""
@@ -85,9 +90,9 @@ class CategoricalPolicy:
     def __init__(self, actions: int) -> None:
         self.outputs = actions
 
-    def check(self, action: Action) -> None:
+    def check(self, action: Action, step: int) -> None:
         """Raise ValueError unless the action is an index in range."""
-        check_discrete(action, self.outputs)
+        check_discrete(action, self.outputs, step)
 
     def sample(self, outputs: Tensor, generator: CounterGenerator) -> int:
         """Draw an action by inverting the distribution function."""
@@ -106,11 +111,23 @@ class CategoricalPolicy:
         return log_probabilities[action], entropy
 
 
-def check_discrete(action: Action, actions: int) -> int:
+def check_discrete(action: Action, actions: int, step: int) -> int:
     """Return the action as an int. Raises ValueError unless it is one of 0, 1, ..., actions - 1."""
     if not isinstance(action, int | np.integer) or not 0 <= action < actions:
-        raise ValueError(f"the action is {action!r}; it must be an integer from 0 to {actions - 1}.")
+        raise ValueError(
+            f"step {step}: the action is {action!r}; it must be an integer from 0 to {actions - 1}."
+        )
     return int(action)
+
+
+def discrete_size(space: spaces.Discrete, agent: str) -> int:
+    """Return the number of actions. Raises UsageError where they do not count from 0, as agents do."""
+    if space.start != 0:
+        raise UsageError(
+            f"{agent} counts actions from 0, but {space} starts at {space.start}; "
+            "shift them with gymnasium.wrappers.TransformAction."
+        )
+    return int(space.n)
 
 
 def policy_for(space: spaces.Space[Any]) -> Policy:
@@ -118,5 +135,5 @@ def policy_for(space: spaces.Space[Any]) -> Policy:
     if isinstance(space, spaces.Box) and len(space.shape) == 1:
         return GaussianPolicy(space.shape[0], space.dtype)
     if isinstance(space, spaces.Discrete):
-        return CategoricalPolicy(int(space.n))
+        return CategoricalPolicy(discrete_size(space, "stream-ac"))
     raise UsageError(f"stream-ac takes one-dimensional Box or Discrete actions, not {space}.")

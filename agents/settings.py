@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from gymnasium import spaces
@@ -15,6 +16,8 @@ from streamwise.streams import UsageError
 __all__ = ["StreamSettings", "observation_shape"]
 
 OBGD, INTENTIONAL = ("obgd", "adaptive-obgd"), ("intentional",)
+
+SMALLEST_LAYER = 10  # below it, sparse initialization leaves no weight, and the network never learns
 
 # Which settings speak to which step-size rule; setting one that the rule never reads is refused.
 _RULES_THAT_READ = {
@@ -55,14 +58,23 @@ class StreamSettings:
         for name, low in (("discount", 0.0), ("trace_decay", 0.0)):
             if not low <= getattr(self, name) <= 1.0:
                 raise UsageError(f"{name} is {getattr(self, name)}; it lies in [0, 1].")
-        for name in ("step_size", "intended_change", "policy_intended_change"):
-            if getattr(self, name, 1.0) <= 0.0:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be above 0.")
+        # Written so that NaN fails each of them.
+        for name in ("step_size", "policy_intended_change"):
+            if not 0.0 < getattr(self, name, 1.0) < math.inf:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be above 0 and finite.")
+        if not 0.0 < self.intended_change <= 1.0:
+            raise UsageError(f"intended_change is {self.intended_change}; it lies in (0, 1].")
         for name in ("overshoot_margin", "policy_overshoot_margin"):
-            if getattr(self, name, 1.0) < 1.0:
+            if not 1.0 <= getattr(self, name, 1.0) < math.inf:
                 raise UsageError(f"{name} is {getattr(self, name)}; below 1 an update may overshoot.")
-        if self.hidden_size < 1:
-            raise UsageError(f"hidden_size is {self.hidden_size}; it must be at least 1.")
+        if self.hidden_size < SMALLEST_LAYER:
+            raise UsageError(
+                f"hidden_size is {self.hidden_size}; it must be at least {SMALLEST_LAYER}, "
+                "for sparse initialization cuts nine tenths of each unit's inputs, rounded up."
+            )
+        for name, choices in (("step_size_rule", get_args(StepSizeRule)), ("dtype", ("float32", "float64"))):
+            if getattr(self, name) not in choices:
+                raise UsageError(f"{name} is {getattr(self, name)!r}; choose one of: {', '.join(choices)}.")
         for field in fields(self):
             readers = _RULES_THAT_READ.get(field.name)
             changed = getattr(self, field.name) != field.default

@@ -171,7 +171,9 @@ class TransitionNormalizer:
         observation = self.observations.normalize(transition.observation, self.dtype)
         self.observations.update(transition.next_observation)
         next_observation = self.observations.normalize(transition.next_observation, self.dtype)
-        reward = self.rewards.scale(transition.reward, transition.terminated)
+        # A NumPy scalar would pass its type on: float32 would take precision from the running return, and
+        # np.float64 would make booleans of NumPy's out of comparisons further on.
+        reward = self.rewards.scale(float(transition.reward), transition.terminated)
         self.episode_starts = transition.terminated or transition.truncated
         return observation, reward, next_observation
 

@@ -168,8 +168,12 @@ class Intentional:
         scaled = z / v
 
         norm = square.div_(v).sum().item()
-        self.gradient_norm += (1.0 - decay) * (norm - self.gradient_norm)
-        sigma = self.gradient_norm / (1.0 - self.decay_product)
+        if decay < 1.0:
+            self.gradient_norm += (1.0 - decay) * (norm - self.gradient_norm)
+            sigma = self.gradient_norm / (1.0 - self.decay_product)
+        else:  # the limit of the corrected mean as the decay goes to 1: the plain mean
+            self.gradient_norm += (norm - self.gradient_norm) / self.updates
+            sigma = self.gradient_norm
         trace_norm = torch.dot(z, scaled).item()
         step = self.intended_change / max(math.sqrt(sigma * trace_norm), 1e-8)
         parameters.add_(scaled, alpha=step * self._tame(td_error))

@@ -10,6 +10,7 @@ the same (the Intentional code lets credit leak into the next episode).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ from streamwise.agents.networks import FlatNetwork, NetworkBuilder, published_ne
 from streamwise.agents.policies import policy_for
 from streamwise.agents.settings import StreamSettings, observation_shape
 from streamwise.agents.statistics import TransitionNormalizer
-from streamwise.streams import Action, Transition
+from streamwise.streams import Action, Transition, UsageError
 
 __all__ = ["StreamAC", "StreamACConfig"]
 
@@ -39,6 +40,11 @@ class StreamACConfig(StreamSettings):
     """eta of the policy: change of the log-probability in one update (intentional)."""
     entropy_coefficient: float = 0.01
     """Weight of the entropy bonus, whose sign follows the TD error."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not math.isfinite(self.entropy_coefficient):
+            raise UsageError(f"entropy_coefficient is {self.entropy_coefficient}; it must be finite.")
 
 
 class StreamAC:
@@ -91,7 +97,7 @@ class StreamAC:
         wrong shape; nothing has changed then.
         """
         c = self.config
-        self.policy.check(transition.action)
+        self.policy.check(transition.action, self.samples.steps + 1)
         observation, reward, next_observation = self.samples.learn_one(transition)
 
         value = self.critic(observation)[0]

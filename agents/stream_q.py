@@ -69,9 +69,10 @@ class StreamQ:
 
     def act(self, observation: NDArray[Any], *, explore: bool = True) -> int:
         """Take the greedy action, or with probability epsilon any action."""
+        observed = self.samples.observe(observation)  # refuses NaN, before anything is drawn
         if explore and self.generator.uniform() < self.config.epsilon(self.samples.steps):
             return self.generator.integer(self.actions)
-        return greedy_action(self.network.predict(self.samples.observe(observation)))
+        return greedy_action(self.network.predict(observed))
 
     def learn_one(self, transition: Transition) -> Metrics:
         """Update the action values once.
@@ -80,7 +81,7 @@ class StreamQ:
         nothing has changed then.
         """
         c = self.config
-        action = check_discrete(transition.action, self.actions)
+        action = check_discrete(transition.action, self.actions, self.samples.steps + 1)
         epsilon = c.epsilon(self.samples.steps)
         observation, reward, next_observation = self.samples.learn_one(transition)
 

@@ -70,9 +70,12 @@ class StreamSARSA:
         self.next_action: int | None = None  # chosen by learn_one, for act to take
 
     def act(self, observation: NDArray[Any], *, explore: bool = True) -> int:
-        """Take the action that learning chose for this observation, or choose one at an episode's start."""
-        action, self.next_action = self.next_action, None
-        if explore and action is not None:
+        """Take the action that learning chose for this observation, or choose one at an episode's start.
+
+        With `explore=False` the chosen action stays pending: the last update's target was its value.
+        """
+        if explore and self.next_action is not None:
+            action, self.next_action = self.next_action, None
             return action
         return self._choose(self.network.predict(self.samples.observe(observation)), explore)
 
@@ -88,11 +91,12 @@ class StreamSARSA:
         nothing has changed then.
         """
         c = self.config
-        action = check_discrete(transition.action, self.actions)
+        action = check_discrete(transition.action, self.actions, self.samples.steps + 1)
         epsilon = c.epsilon(self.samples.steps)
         observation, reward, next_observation = self.samples.learn_one(transition)
         ended = transition.terminated or transition.truncated
 
+        self.next_action = None  # a recorded stream never calls `act` to take it
         value = self.network(observation)[action]
         if transition.terminated or (transition.truncated and not c.bootstrap_on_truncation):
             next_value = 0.0
