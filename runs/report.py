@@ -389,7 +389,7 @@ def _text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int):
-        return f"{value:,}" if abs(value) >= 10_000 else str(value)
+        return f"{value:,}" if abs(value) >= 1000 else str(value)
     return "–" if value is None else str(value)
 
 
@@ -483,7 +483,8 @@ def _draw_curves(axes: Axes, groups: Sequence[_Group], styles: Mapping[str, Line
         curve = _curve(group.compared, lambda run: run.returns)
         if len(group.compared) == 1:
             points = _every(group.compared[0].metrics["step"], group.compared[0].returns)
-            axes.plot(*points, ".", color=style["color"], markersize=4, markeredgewidth=0, alpha=0.3)
+            size, alpha = (6, 0.5) if len(points[0]) < 200 else (4, 0.3)
+            axes.plot(*points, ".", color=style["color"], markersize=size, markeredgewidth=0, alpha=alpha)
         if curve.low is not None and curve.high is not None:
             axes.fill_between(
                 curve.steps, curve.low, curve.high, color=style["color"], alpha=0.18, linewidth=0
@@ -513,6 +514,7 @@ def _draw_metric(axes: Axes, name: str, groups: Sequence[_Group], styles: Mappin
         axes.set_yscale("log")
         axes.minorticks_off()
     _finish_axes(axes, ticks=4)
+    axes.set_xlim(left=0)
 
 
 def _finite(run: _Run, name: str) -> _Run:
