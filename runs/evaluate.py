@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,14 +27,13 @@ _FIRST_EVALUATION_SEED = 1_000_000  # far from the seeds that runs are trained w
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Returns of a frozen policy: their mean with a 95% bootstrap interval over episodes."""
+    """Returns of a frozen policy: their mean, and its 95% bootstrap interval (None for one episode)."""
 
     step: int
     episode_returns: list[float]
     episode_lengths: list[int]
     mean: float
-    low: float
-    high: float
+    interval: tuple[float, float] | None
 
 
 def evaluate(
@@ -52,6 +53,8 @@ def evaluate(
     """
     if episodes < 1:
         raise UsageError(f"--episodes is {episodes}; use 1 or more.")
+    # Classic control draws with pygame, which complains where there is no display unless told to use none.
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     config = load_config(directory)
     if config.agent == "stream-td":
         raise UsageError(f"{directory} predicts a series and has no policy; its scores are in the report.")
@@ -71,10 +74,12 @@ def evaluate(
             on_episode(episode + 1, episode_return)
     finally:
         environment.close()
-    low, high = map(float, bootstrap_interval(returns, np.mean))
-    evaluation = Evaluation(
-        int(checkpoint.meta["step"]), returns, lengths, float(np.mean(returns)), low, high
-    )
+    interval = None
+    if episodes > 1:
+        low, high = bootstrap_interval(returns, np.mean)
+        interval = (float(low), float(high))
+    step = int(checkpoint.meta["step"])
+    evaluation = Evaluation(step, returns, lengths, float(np.mean(returns)), interval)
     (directory / "evaluation.json").write_text(json.dumps(asdict(evaluation), indent=2))
     return evaluation
 
@@ -82,26 +87,16 @@ def evaluate(
 def _play(agent: Any, environment: Any, explore: bool, film: Film | None) -> tuple[float, int]:
     observation, _ = environment.reset()
     episode_return, length, ended = 0.0, 0, False
-    with film or _NoFilm() as frames:
+    with film or contextlib.nullcontext():
         while not ended:
-            frames.add_frame()
+            if film is not None:
+                film.add_frame()
             action = agent.act(observation, explore=explore)
             observation, reward, terminated, truncated, _ = environment.step(action)
             episode_return += float(reward)
             length += 1
             ended = terminated or truncated
     return episode_return, length
-
-
-class _NoFilm:
-    def add_frame(self) -> None:
-        """Nothing is filmed."""
-
-    def __enter__(self) -> _NoFilm:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Nothing to close."""
 
 
 class Film:

@@ -55,8 +55,11 @@ class Recorder:
         """The mean return of the last 20 episodes, or None before the first has ended."""
         return sum(self.recent_returns) / len(self.recent_returns) if self.recent_returns else None
 
-    def record(self, transition: Transition, metrics: Metrics) -> None:
-        """Take one step into account."""
+    def record(self, transition: Transition, metrics: Metrics, *, game_goes_on: bool = False) -> None:
+        """Take one step into account.
+
+        game_goes_on: an episode that ends here is one life of a game; the row covers the whole game.
+        """
         self.step += 1
         self._length += 1
         self._return += transition.reward
@@ -67,7 +70,7 @@ class Recorder:
             self._predictions.append((self.step, metrics["prediction"], transition.reward))
             if self._length == SERIES_INTERVAL or transition.truncated:
                 self._close_row({})
-        elif transition.terminated or transition.truncated:
+        elif (transition.terminated or transition.truncated) and not game_goes_on:
             self.episodes += 1
             self.recent_returns.append(self._return)
             self._close_row(

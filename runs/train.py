@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from streamwise.agents import Learner, agent_class
+from streamwise.agents import Learner, Metrics, agent_class
 from streamwise.runs.checkpoint import Checkpoints, describe, restore
 from streamwise.runs.config import RunConfig, load_config, save_config
 from streamwise.runs.loop import StopRequest, learn
 from streamwise.runs.progress import ProgressDisplay
 from streamwise.runs.recorder import Recorder
-from streamwise.streams import NonFiniteSampleError, Stream, Transition, UsageError
+from streamwise.streams import NonFiniteSampleError, Transition, UsageError
 from streamwise.streams.csv_series import CsvSeriesStream
 
 __all__ = ["RunResult", "make_environment", "resume", "train"]
@@ -101,9 +101,7 @@ def _run(config: RunConfig[Any], source: Any, learner: Any, meta: dict[str, Any]
     # A network this small is slower on several cores than on one.
     torch.set_num_threads(1)
     is_series = isinstance(source, CsvSeriesStream)
-    stream: Stream[Transition] = (
-        source if is_series else EnvironmentStream(source, learner.act, seed=config.seed)
-    )
+    stream = source if is_series else EnvironmentStream(source, learner.act, seed=config.seed)
     directory = config.directory
     checkpoints = Checkpoints(directory)
     recorder = Recorder(directory, is_series=is_series)
@@ -118,6 +116,10 @@ def _run(config: RunConfig[Any], source: Any, learner: Any, meta: dict[str, Any]
         checkpoints.save(recorder.step, learner.state_dict(), state)
         stream.commit(position)
 
+    def record(sample: Transition, metrics: Metrics) -> None:
+        lost_a_life = config.episodic_life and "game_return" not in stream.info
+        recorder.record(sample, metrics, game_goes_on=lost_a_life)
+
     title = f"{config.agent} on {config.environment}"
     progress = ProgressDisplay(title, config.steps, recorder)
     try:
@@ -126,7 +128,7 @@ def _run(config: RunConfig[Any], source: Any, learner: Any, meta: dict[str, Any]
                 stream,
                 learner,
                 steps=config.steps,
-                record=recorder.record,
+                record=record,
                 checkpoint=save_checkpoint,
                 checkpoint_every=config.checkpoint_every,
                 after_step=progress.update,

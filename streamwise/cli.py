@@ -153,10 +153,13 @@ def _evaluate(argv: list[str]) -> int:
         video=arguments.video,
         on_episode=on_episode,
     )
+    interval = ""
+    if result.interval is not None:
+        low, high = result.interval
+        interval = f" (95% interval {low:,.1f} to {high:,.1f})"
     print(
-        f"mean return {result.mean:,.1f} (95% interval {result.low:,.1f} to {result.high:,.1f}) over "
-        f"{len(result.episode_returns)} episodes, {'exploring' if arguments.explore else 'greedy'}, "
-        f"checkpoint at step {result.step:,}"
+        f"mean return {result.mean:,.1f}{interval} over {len(result.episode_returns)} episodes, "
+        f"{'exploring' if arguments.explore else 'greedy'}, checkpoint at step {result.step:,}"
     )
     if arguments.video is not None:
         print(f"video: {arguments.video}")
@@ -260,14 +263,20 @@ def _parse(
 
 
 def _one_line(box: str) -> str:
-    """Turn tyro's framed message into one line, without its frame, help texts and pointers."""
-    lines = [line.strip("│")[1:].rstrip() for line in box.splitlines() if line[:1] == "│"]
+    """Turn tyro's framed message into one line, without its frame, help texts and pointers.
+
+    The frame is drawn with lines or, where the terminal's encoding asks for it, with spaces; inside it every
+    line of text begins with two of them.
+    """
     kept = []
-    for line in lines:
-        if line.startswith("For full helptext"):
+    for line in box.replace("│", " ").splitlines():
+        text = line[2:].rstrip()
+        if text.startswith(("For full helptext", "Argument helptext")):
             break
-        if line and not line.startswith(("─", "Argument helptext", " " * 8)):
-            kept.append(line.strip())
+        is_text = line.startswith("  ") and text.strip("─-")
+        is_help_text = text.startswith(" " * 8)
+        if is_text and not is_help_text:
+            kept.append(text.strip())
     return " ".join(kept).removeprefix("Error parsing settings: ").rstrip(".") + "."
 
 

@@ -1,0 +1,148 @@
+"""The command line as a user meets it."""
+
+from __future__ import annotations
+
+import pytest
+
+from streamwise.cli import COMMANDS, main
+
+
+@pytest.fixture
+def streamwise(capsys):
+    """Run a command in this process; return its exit code, output and errors."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return stop.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run to look at."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "CartPole-v1", "--agent", "stream-sarsa", "--steps", "600", "--out", str(run)])
+    assert not stop.value.code
+    return run
+
+
+def test_without_arguments_it_lists_the_commands(streamwise):
+    code, output, _ = streamwise()
+    assert code == 2
+    assert all(name in output for name in COMMANDS)
+    assert streamwise("--help")[0] == 0
+    assert streamwise("--version")[1].startswith("streamwise ")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example_or_says_what_the_command_does(streamwise, command):
+    code, output, _ = streamwise(command, "--help")
+    assert code == 0
+    assert f"usage: streamwise {command}" in output
+    assert f"streamwise {command} " in output.split("usage:")[1][20:] or command == "doctor"
+
+
+def test_help_of_train_shows_the_settings_of_the_agent_in_question(streamwise):
+    assert "--policy-intended-change" in streamwise("train", "--help")[1]
+    output = streamwise("train", "--agent", "stream-q", "--help")[1]
+    assert "--exploration-fraction" in output
+    assert "--policy-intended-change" not in output
+    assert "{obgd,adaptive-obgd,intentional}" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["trian"], "no command is named 'trian'. Did you mean 'train'?"),
+        (["train"], "Missing from streamwise train: ENV"),
+        (["train", "CartPole-v1", "--steps", "-5"], "--steps is -5"),
+        (["train", "CartPole-v1", "--steps", "many"], "invalid literal for int()"),
+        (["train", "CartPole-v1", "--stepz", "5"], "Unrecognized options: --stepz"),
+        (["train", "CartPole-v1", "--agent", "stream-qq"], "Did you mean 'stream-q'?"),
+        (["train", "CartPole-v1", "--agent", "stream-q", "--discount", "2"], "discount is 2.0"),
+        (
+            ["train", "CartPole-v1", "--step-size", "0.5"],
+            "step_size has no effect with step_size_rule 'intent",
+        ),
+        (["train", "CartPole-v1", "--preset", "stream-y"], "no preset is named 'stream-y'"),
+        (["train", "CartPole-v1", "--preset", "nowhere.toml"], "nowhere.toml cannot be read"),
+        (["train", "CartPole-v1", "--preset", "stream-x", "--agent", "stream-q"], "is for stream-ac"),
+        (["train", "CartPool-v1"], "CartPole-v1"),
+        (["train", "Pendulum-v1", "--agent", "stream-q"], "stream-q takes Discrete actions, not Box"),
+        (["train", "csv:nowhere.csv", "--target", "OT"], "nowhere.csv"),
+        (["train", "csv:nowhere.csv"], "needs --target COLUMN"),
+        (["resume", "nowhere"], "nowhere is not a run directory"),
+        (["evaluate", "nowhere"], "nowhere is not a run directory"),
+        (["report", "nowhere"], "nowhere"),
+        (["report"], "at least one run directory"),
+    ],
+)
+def test_a_wrong_command_is_answered_in_one_line_with_exit_code_2(
+    streamwise, tmp_path, monkeypatch, arguments, complaint
+):
+    monkeypatch.chdir(tmp_path)
+    code, _, errors = streamwise(*arguments)
+    assert code == 2
+    assert complaint in errors
+    assert errors.count("\n") == 1
+    assert errors.startswith("streamwise")
+    assert not list(tmp_path.iterdir())
+
+
+def test_train_says_where_things_are(finished):
+    assert {"config.toml", "metrics.parquet", "checkpoints", "report.html", "report.png", "tensorboard"} <= {
+        path.name for path in finished.iterdir()
+    }
+
+
+def test_train_refuses_a_directory_in_use_and_resume_extends_it(streamwise, finished):
+    code, _, errors = streamwise("train", "CartPole-v1", "--out", finished)
+    assert code == 2
+    assert f"streamwise resume {finished}" in errors
+    code, output, _ = streamwise("resume", finished, "--steps", "700")
+    assert code == 0
+    assert "done at step 700" in output
+
+
+def test_a_flag_overrides_its_preset(streamwise, tmp_path):
+    code, _, _ = streamwise(
+        "train", "CartPole-v1", "--preset", "stream-x", "--trace-decay", "0.5",
+        "--steps", "50", "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert code == 0
+    text = (tmp_path / "run" / "config.toml").read_text()
+    assert "trace_decay = 0.5" in text
+    assert 'step_size_rule = "obgd"' in text
+    assert 'preset = "stream-x"' in text
+
+
+def test_evaluate_prints_a_mean_with_its_interval(streamwise, finished):
+    code, output, _ = streamwise("evaluate", finished, "--episodes", "3")
+    assert code == 0
+    assert "mean return" in output
+    assert "95% interval" in output
+    assert streamwise("evaluate", finished, "--episodes", "0")[0] == 2
+    assert streamwise("evaluate", finished, "--video", "film.gif")[0] == 2
+
+
+def test_evaluate_films_an_episode(streamwise, finished, tmp_path):
+    pytest.importorskip("imageio_ffmpeg", reason="the video extra is not installed")
+    pytest.importorskip("pygame", reason="the video extra is not installed")
+    video = tmp_path / "cartpole.mp4"
+    code, output, errors = streamwise("evaluate", finished, "--episodes", "1", "--video", video)
+    assert code == 0, errors
+    assert str(video) in output
+    assert video.stat().st_size > 1000
+    assert video.read_bytes()[4:8] == b"ftyp"
+
+
+def test_report_writes_a_page_and_a_picture(streamwise, finished, tmp_path):
+    code, output, _ = streamwise("report", finished, "--out", tmp_path / "page.html")
+    assert code == 0
+    assert "<html" in (tmp_path / "page.html").read_text()
+    assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
+    assert str(tmp_path / "page.html") in output

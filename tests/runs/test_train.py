@@ -1,0 +1,171 @@
+"""Runs from start to end: what is left behind, going on, bad input, signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import gymnasium
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from gymnasium import spaces
+
+from streamwise.agents import StreamACConfig, StreamQConfig, StreamTDConfig
+from streamwise.runs.checkpoint import Checkpoints
+from streamwise.runs.config import RunConfig, load_config
+from streamwise.runs.evaluate import evaluate
+from streamwise.runs.train import resume, train
+from streamwise.streams import NonFiniteSampleError, UsageError
+
+
+def cartpole(out, **changes):
+    options = {"agent": "stream-q", "steps": 400, "out": out, "checkpoint_every": 150, **changes}
+    return RunConfig("CartPole-v1", StreamQConfig(hidden_size=16), **options)
+
+
+def test_a_run_leaves_what_is_needed_to_understand_and_continue_it(tmp_path):
+    result = train(cartpole(tmp_path / "run"))
+    assert result.step == 400
+    assert result.signal is None
+    names = [path.name for path in Checkpoints(tmp_path / "run").paths()]
+    assert names == ["step-000000000150", "step-000000000300", "step-000000000400"]
+    assert load_config(tmp_path / "run").settings.exploration_steps == 20
+    rows = pq.read_table(tmp_path / "run" / "metrics.parquet").to_pydict()
+    assert rows["episode_return"] == rows["episode_length"]  # CartPole pays one a step
+    assert rows["step"] == list(np.cumsum(rows["episode_length"]))
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path):
+    returns = []
+    for number, seed in enumerate((0, 0, 1)):
+        train(cartpole(tmp_path / str(number), seed=seed))
+        rows = pq.read_table(tmp_path / str(number) / "metrics.parquet")
+        returns.append(rows["episode_return"].to_pylist())
+    assert returns[0] == returns[1]
+    assert returns[0] != returns[2]
+
+
+def test_a_resumed_run_goes_on_counting_and_keeps_its_rows(tmp_path):
+    train(cartpole(tmp_path / "run"))
+    before = pq.read_table(tmp_path / "run" / "metrics.parquet").to_pydict()
+    result = resume(tmp_path / "run", steps=700)
+    assert result.step == 700
+    after = pq.read_table(tmp_path / "run" / "metrics.parquet").to_pydict()
+    kept = len(before["step"])
+    assert after["step"][:kept] == before["step"]
+    assert after["episode"] == list(range(1, len(after["episode"]) + 1))
+    assert int(Checkpoints(tmp_path / "run").latest().state["steps"]) == 700
+    with pytest.raises(UsageError, match="has finished its 700 steps"):
+        resume(tmp_path / "run")
+
+
+def test_an_existing_run_directory_is_not_written_over(tmp_path):
+    train(cartpole(tmp_path / "run"))
+    with pytest.raises(UsageError, match="already exists; go on with `streamwise resume"):
+        train(cartpole(tmp_path / "run"))
+
+
+def test_a_wrong_environment_leaves_no_directory_behind(tmp_path):
+    with pytest.raises(UsageError):
+        train(RunConfig("CartPool-v1", StreamACConfig(), out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+class Broken(gymnasium.Env):
+    """Observations or rewards turn into NaN at step 120."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (12,), np.float32)
+    action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def __init__(self, what):
+        self.what = what
+        self.steps = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.np_random.standard_normal(12).astype(np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        observation = self.np_random.standard_normal(12).astype(np.float32)
+        reward = 1.0
+        if self.steps == 120 and self.what == "observation":
+            observation[3] = np.nan
+        if self.steps == 120 and self.what == "reward":
+            reward = float("inf")
+        return observation, reward, False, self.steps % 50 == 0, {}
+
+
+@pytest.mark.parametrize(("what", "named"), [("observation", "feature 3"), ("reward", "the reward is inf")])
+def test_bad_input_stops_the_run_after_a_checkpoint_of_the_last_good_state(tmp_path, what, named):
+    name = f"Broken-{what}-v0"
+    gymnasium.register(name, lambda: Broken(what))
+    try:
+        with pytest.raises(NonFiniteSampleError) as error:
+            train(RunConfig(name, StreamACConfig(), steps=500, out=tmp_path / "run", checkpoint_every=1000))
+    finally:
+        del gymnasium.registry[name]
+    assert named in str(error.value)
+    assert "step 120" in str(error.value)
+    assert name in str(error.value)
+    checkpoint = Checkpoints(tmp_path / "run").latest()
+    assert int(checkpoint.state["steps"]) == 119
+    assert all(tensor.isfinite().all() for tensor in checkpoint.state.values())
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_saves_a_checkpoint_and_can_go_on(tmp_path, number, code):
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "streamwise", "train", "CartPole-v1", "--agent", "stream-q"]
+    command += ["--steps", "1000000", "--checkpoint-every", "100", "--out", str(run)]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ, text=True
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not list(run.glob("checkpoints/step-*")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == code, errors
+    assert f"go on:  streamwise resume {run}" in output
+    assert "Traceback" not in errors
+    checkpoint = Checkpoints(run).latest()
+    reached = int(checkpoint.state["steps"])
+    assert f"stopped at step {reached:,}" in output
+    assert resume(run, steps=reached + 50).step == reached + 50
+
+
+def test_evaluation_changes_nothing_and_repeats_itself(tmp_path):
+    train(cartpole(tmp_path / "run"))
+    checkpoint = Checkpoints(tmp_path / "run").paths()[-1] / "state.safetensors"
+    before = checkpoint.read_bytes()
+    first = evaluate(tmp_path / "run", episodes=4)
+    assert evaluate(tmp_path / "run", episodes=4) == first
+    assert checkpoint.read_bytes() == before
+    low, high = first.interval
+    assert low <= first.mean <= high
+    assert first.mean == pytest.approx(np.mean(first.episode_returns))
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["mean"] == first.mean
+    assert evaluate(tmp_path / "run", episodes=1).interval is None
+
+
+def test_a_series_is_predicted_and_resumed_to_its_end(tmp_path):
+    rows = "\n".join(f"{i},{np.sin(i / 9):.6f},{np.cos(i / 9):.6f}" for i in range(900))
+    (tmp_path / "waves.csv").write_text(f"date,a,b\n{rows}\n")
+    environment = f"csv:{tmp_path / 'waves.csv'}"
+    settings = StreamTDConfig(discount=0.9, hidden_size=16)
+    options = {"agent": "stream-td", "target": "b", "seed": 2}
+    train(RunConfig(environment, settings, out=tmp_path / "whole", **options, steps=10_000))
+    train(RunConfig(environment, settings, out=tmp_path / "parts", **options, steps=333))
+    result = resume(tmp_path / "parts", steps=10_000)
+    assert result.step == 899
+    whole, parts = (pq.read_table(tmp_path / name / "predictions.parquet") for name in ("whole", "parts"))
+    assert whole.equals(parts)
