@@ -1,0 +1,47 @@
+"""What the README and the manual show works as shown."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from streamwise.agents import AGENTS
+from streamwise.cli import COMMANDS
+from streamwise.runs.config import preset_names
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = [
+    pytest.param(block, id=f"{page.name}-{number}")
+    for page in PAGES
+    if page.name != "CONTRIBUTING.md"
+    for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
+]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_python_blocks_run(block, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("block.py").write_text(block.replace("20_000", "200"))
+    runpy.run_path("block.py")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_pictures_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        if not target.startswith("https://"):
+            assert (page.parent / target).exists(), f"{page.name} points at {target}"
+
+
+def test_the_readme_names_every_agent_preset_and_command():
+    text = (ROOT / "README.md").read_text()
+    for name in [*AGENTS, *preset_names()]:
+        assert f"`{name}`" in text or f"`--preset {name}`" in text
+    for name in COMMANDS:
+        assert f"streamwise {name}" in text
+    commands = "".join(re.findall(r"```console\n(.*?)```", text, re.DOTALL))
+    shown = set(re.findall(r"^streamwise (\w+)", commands, re.MULTILINE))
+    assert shown <= set(COMMANDS)
