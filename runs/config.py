@@ -18,6 +18,7 @@ import tyro
 from streamwise.agents import StreamSettings, agent_class
 from streamwise.agents.exploration import ExplorationSettings
 from streamwise.streams import UsageError
+from streamwise.streams.csv_series import DEFAULT_TRACE_DECAYS
 
 __all__ = ["Preset", "RunConfig", "load_config", "load_preset", "preset_names", "save_config"]
 
@@ -57,6 +58,10 @@ class RunConfig(Generic[Settings]):
     """The run directory. Unset: outputs/<environment>-<agent>-<rule>-seed<seed>."""
     target: str | None = None
     """csv: only. The column whose discounted sum is predicted."""
+    features: tuple[str, ...] | None = None
+    """csv: only. The columns that are observed. Unset: every numeric one, the target included."""
+    trace_decays: tuple[float, ...] | None = None
+    """csv: only. Each adds how far every feature is above its exponential trace. Unset: 0.9 0.99."""
     episodic_life: bool = False
     """Atari only. Let a lost life end the episode, without resetting the game."""
 
@@ -72,8 +77,10 @@ class RunConfig(Generic[Settings]):
             )
         if is_series and self.target is None:
             raise UsageError(f"{self.environment} needs --target COLUMN, the column to predict.")
-        if self.target is not None and not is_series:
-            raise UsageError(f"--target belongs to csv:PATH, not to {self.environment}.")
+        for name in ("target", "features", "trace_decays"):
+            if getattr(self, name) is not None and not is_series:
+                flag = name.replace("_", "-")
+                raise UsageError(f"--{flag} belongs to csv:PATH, not to {self.environment}.")
         if self.episodic_life and not self.environment.startswith("ALE/"):
             raise UsageError(f"--episodic-life belongs to Atari (ALE/...), not to {self.environment}.")
 
@@ -88,10 +95,13 @@ class RunConfig(Generic[Settings]):
     def resolved(self) -> RunConfig[Settings]:
         """Return this configuration with every value that depends on another filled in."""
         settings = self.settings
+        decays = self.trace_decays
+        if decays is None and self.environment.startswith("csv:"):
+            decays = DEFAULT_TRACE_DECAYS
         if isinstance(settings, ExplorationSettings) and settings.exploration_steps is None:
             duration = round(settings.exploration_fraction * self.steps)
             settings = dataclasses.replace(settings, exploration_steps=duration)
-        return dataclasses.replace(self, settings=settings)
+        return dataclasses.replace(self, settings=settings, trace_decays=decays)
 
 
 @dataclass(frozen=True)
@@ -146,6 +156,9 @@ def load_config(directory: Path) -> RunConfig[Any]:
     for key in table:
         if key not in known:
             raise UsageError(f"{path}: unknown key {key!r}.{_nearest(key, known)}")
+    for key in ("features", "trace_decays"):
+        if key in table:
+            table[key] = tuple(table[key])
     try:
         return RunConfig(**table, settings=settings, out=directory)
     except TypeError as error:

@@ -83,7 +83,12 @@ def _open(config: RunConfig[Any]) -> Any:
     """Return the series to predict, or the environment to act in."""
     if config.environment.startswith("csv:"):
         assert config.target is not None
-        return CsvSeriesStream(config.environment.removeprefix("csv:"), config.target)
+        return CsvSeriesStream(
+            config.environment.removeprefix("csv:"),
+            config.target,
+            features=config.features,
+            trace_decays=config.trace_decays or (),
+        )
     return make_environment(config)
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CsvSeriesStream"]
 
+DEFAULT_TRACE_DECAYS = (0.9, 0.99)
 _ROWS_LOOKED_AT = 100  # before a column is taken for numbers or left out
 _NAMES_LISTED = 30  # in an error
 
@@ -66,7 +67,7 @@ class CsvSeriesStream:
         target: str,
         *,
         features: Sequence[str] | None = None,
-        trace_decays: Sequence[float] = (0.9, 0.99),
+        trace_decays: Sequence[float] = DEFAULT_TRACE_DECAYS,
     ) -> None:
         self.path = _existing(Path(path).expanduser())
         self.target = target

@@ -65,6 +65,9 @@ def test_an_unreadable_preset_is_refused(tmp_path):
         RunConfig("HalfCheetah-v5", StreamACConfig(discount=0.9), seed=3, preset="stream-x"),
         RunConfig("CartPole-v1", StreamQConfig(exploration_steps=7), agent="stream-q", steps=9),
         RunConfig("csv:a.csv", StreamTDConfig(), agent="stream-td", target="OT"),
+        RunConfig(
+            "csv:a.csv", StreamTDConfig(), agent="stream-td", target="b", features=("a", "b"), trace_decays=()
+        ),
     ],
 )
 def test_what_is_saved_is_what_is_loaded(tmp_path, config):
@@ -84,6 +87,8 @@ def test_a_resolved_configuration_says_how_long_exploration_lasts():
         ({"checkpoint_every": 0}, "--checkpoint-every is 0"),
         ({"seed": -2}, "--seed is -2"),
         ({"target": "OT"}, "--target belongs to csv:PATH"),
+        ({"features": ("OT",)}, "--features belongs to csv:PATH"),
+        ({"trace_decays": (0.9,)}, "--trace-decays belongs to csv:PATH"),
         ({"episodic_life": True}, "--episodic-life belongs to Atari"),
         ({"environment": "csv:x.csv"}, "use --agent stream-td"),
         ({"agent": "stream-td"}, "use csv:PATH"),
