@@ -147,6 +147,9 @@ def _video() -> Iterator[Check]:
         yield Check("video", "mp4 writer", _one_line(error), False, "install ffmpeg and put it on the path")
     else:
         yield Check("video", "mp4 writer", f"imageio-ffmpeg {imageio_ffmpeg.__version__}")
+    pygame = _version("pygame-ce")
+    drawn = f"pygame-ce {pygame}" if pygame else "missing (optional)"
+    yield Check("video", "classic control", drawn, hint="" if pygame else _extra("video"))
 
 
 def _one_line(error: Exception) -> str:

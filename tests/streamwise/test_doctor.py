@@ -24,8 +24,8 @@ def families(monkeypatch):
 @pytest.fixture
 def bare(monkeypatch):
     """Take away everything that an extra installs."""
-    version = doctor._version
-    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "minatar" else version(name))
+    version, extras = doctor._version, ("minatar", "pygame-ce")
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name in extras else version(name))
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
 
 
@@ -47,6 +47,7 @@ def test_what_is_optional_and_missing_is_ok_and_names_its_extra(families, bare):
         ("versions", "minatar", "minatar"),
         ("environments", "MinAtar", "minatar"),
         ("video", "mp4 writer", "video"),
+        ("video", "classic control", "video"),
     ]:
         check = find(checks, section, name)
         assert (check.ok, check.value) == (True, "missing (optional)")
