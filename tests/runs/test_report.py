@@ -223,8 +223,8 @@ def test_equally_named_files_of_two_folders_are_two_series(make_run, tmp_path):
         make_run(f"{folder}", f"csv:/{folder}/load.csv", agent="stream-td", target="OT") for folder in "ab"
     ]
     text = Page(write_report(runs, tmp_path / "report.html").html).text
-    assert "OT of csv:/a/load.csv" in text
-    assert "OT of csv:/b/load.csv" in text
+    for folder in "ab":
+        assert f"OT of load.csv: stream-td (intentional, environment csv:/{folder}/load.csv)" in text
 
 
 def test_a_stream_too_short_to_be_judged_is_reported_as_such(make_run):
@@ -247,7 +247,7 @@ def test_a_run_that_has_recorded_nothing_is_reported_as_such(make_run, kind, mis
             file.unlink()
     files = write_report([run])
     page = Page(files.html)
-    assert "nothing recorded yet" in page.text
+    assert f"Nothing recorded yet: {run}." in page.text
     assert "trace_decay" in page.text
     assert is_png(files.png)
 
@@ -255,11 +255,17 @@ def test_a_run_that_has_recorded_nothing_is_reported_as_such(make_run, kind, mis
 def test_a_run_with_one_episode_and_a_run_far_behind_can_be_reported(make_run, tmp_path):
     runs = [make_run("long"), make_run("short", seed=1, episodes=1, steps=50_000)]
     page = Page(write_report(runs, tmp_path / "report.html").html)
-    assert f"{runs[1]} is unfinished" in page.text
-    assert f"{runs[1]} is left out of curves and results" in page.text
+    assert f"Unfinished: {runs[1]} (" in page.text
+    assert re.search(f"Left out of curves and results, [a-z ]*: {runs[1]}\\.", page.text)
     assert page.table("last 20")[0]["seeds"] == "1"
-    assert "unfinished" not in Page(write_report(runs[:1]).html).text
+    assert "Unfinished" not in Page(write_report(runs[:1]).html).text
     assert is_png(write_report(runs[1:]).png)
+
+
+def test_a_note_that_holds_for_several_runs_stands_once(make_run, tmp_path):
+    behind = [make_run(f"{seed}", seed=seed, episodes=1, steps=50_000) for seed in (1, 1_000)]
+    text = Page(write_report([make_run("long"), *behind], tmp_path / "report.html").html).text
+    assert text.count("Left out of curves and results") == text.count("Unfinished") == 1
 
 
 def test_the_page_loads_nothing_and_runs_nothing(make_run, tmp_path):
@@ -271,6 +277,7 @@ def test_the_page_loads_nothing_and_runs_nothing(make_run, tmp_path):
     assert not re.search(r"https?://|@import|url\((?!#)", page.source)
 
 
+@pytest.mark.filterwarnings("ignore:Glyph 1 ")
 def test_a_hostile_name_stays_text(make_run, tmp_path):
     name = "<script>alert('x')</script>$\\frac{1}$\x01 & \"quoted\""
     runs = [make_run("a", name, preset="<b>"), make_run("b", name, preset="</svg>"), make_run("c")]

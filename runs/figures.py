@@ -1,0 +1,279 @@
+"""The drawings of a report: inline SVG for its page, and its main figure as a PNG.
+
+Loading this module loads matplotlib: import it where it is used.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import textwrap
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import matplotlib.style
+import numpy as np
+from markupsafe import Markup, escape
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from streamwise.runs.run_data import EPISODES, Array, Group, Run, by_environment
+from streamwise.runs.statistics import (
+    bootstrap_interval,
+    curve_on_grid,
+    discounted_returns,
+    known_returns,
+    running_mean,
+)
+
+__all__ = ["DASHES", "SERIES", "learning_panels", "metric_panels", "png", "prediction_panels", "svgs"]
+
+Draw = Callable[[Axes], None]
+Panels = dict[str, Draw]  # by title
+
+NOT_METRICS = ("step", "wall_time", "episode", "episode_return")
+GRID_POINTS = 200
+MOST_POINTS = 1000  # drawn of one line; a page of long runs stays small
+WINDOW_STEPS = 300  # of a prediction seen close up
+
+# Each colour once for paper and once for a dark screen; the page holds them as CSS variables.
+INK, MUTED, LINE = "#22272e", "#667085", "#e4e7ec"
+SERIES = {
+    "#1f6fb2": "#6cb2ee",
+    "#d0601a": "#f0955a",
+    "#0c8a66": "#4cc9a0",
+    "#a3458f": "#dd8fce",
+    "#8a7206": "#d3b846",
+    "#5a5fc8": "#a0a5f5",
+    "#c23b3b": "#f28484",
+    "#3d7f8c": "#7cc4d0",
+}
+COLOURS = tuple(SERIES)
+DASHES = {"-": "none", "--": "8 4", ":": "2 3", "-.": "8 3 2 3"}  # as matplotlib and as CSS name them
+STYLE: dict[str, Any] = {
+    "font.size": 9,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "axes.xmargin": 0.01,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": LINE,
+    "grid.linewidth": 0.7,
+    "text.color": INK,
+    "text.parse_math": False,  # a file name may hold dollar signs
+    "xtick.color": LINE,
+    "ytick.color": LINE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "streamwise",  # same runs, same page, byte for byte
+}
+
+
+def svgs(
+    panels: Panels, size: tuple[float, float], first: tuple[float, float] | None = None
+) -> dict[str, Markup]:
+    """Draw every panel as inline SVG. size: width and height in inches; first: those of the first panel."""
+    sizes = [first or size, *[size] * len(panels)]
+    return {
+        title: _svg(title, draw, size) for (title, draw), size in zip(panels.items(), sizes, strict=False)
+    }
+
+
+def _svg(title: str, draw: Draw, size: tuple[float, float]) -> Markup:
+    with matplotlib.style.context(["default", STYLE]):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.add_subplot()
+        draw(axes)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", transparent=True)
+    drawing = text.getvalue()
+    view_box = re.search(r'viewBox="[^"]*"', drawing)
+    assert view_box is not None
+    # Inside HTML the metadata and the namespaces of the root are not needed, and they hold web addresses.
+    body = drawing[drawing.index("</metadata>") + len("</metadata>") : drawing.rindex("</svg>")]
+    body = re.sub(r'<g id="[^"]*"', "<g", body.replace("xlink:href", "href"))
+    body = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", body, flags=re.DOTALL)
+    variables = {colour: f"series-{place}" for place, colour in enumerate(COLOURS)}
+    for colour, name in (variables | {INK: "ink", MUTED: "muted", LINE: "line"}).items():
+        body = body.replace(colour, f"var(--{name})")
+    alt = escape(f"{title}: {axes.get_ylabel() or 'mean'} over steps")
+    return Markup(f'<svg {view_box.group()} role="img" aria-label="{alt}">{body}</svg>')
+
+
+def png(title: str, groups: Sequence[Group]) -> bytes:
+    """Return the main figure: learning curves by environment, then the first prediction of every line."""
+    panels, layout, heights = _arranged(groups)
+    with matplotlib.style.context(["default", STYLE, {"font.size": 11, "axes.titlesize": 12}]):
+        figure = Figure(figsize=(10, 0.6 + sum(heights or [2.4])), layout="constrained")
+        figure.suptitle("\n".join(textwrap.wrap(title, 85)), fontsize=14, x=0.01, ha="left")
+        if not panels:
+            figure.text(0.5, 0.5, "There is nothing to draw yet.", ha="center", color=MUTED)
+        else:
+            lines: dict[str, Artist] = {}
+            for place, axes in figure.subplot_mosaic(layout, height_ratios=heights).items():
+                name, draw = panels[place]
+                draw(axes)
+                axes.set_title(name if len(panels) > 1 else "")
+                handles, labels = axes.get_legend_handles_labels()
+                lines |= zip(labels, handles, strict=True)
+            if len(lines) > 1:
+                columns = min(3, len(lines))
+                figure.legend(list(lines.values()), list(lines), loc="outside lower center", ncols=columns)
+        image = io.BytesIO()
+        figure.savefig(image, format="png", dpi=200, facecolor="white", metadata={"Software": "streamwise"})
+    return image.getvalue()
+
+
+def _arranged(groups: Sequence[Group]) -> tuple[list[tuple[str, Draw]], list[list[Any]], list[float]]:
+    """Return the panels of the PNG, rows of six cells that each hold the place of a panel, and heights."""
+    panels = list(learning_panels(groups).items())
+    columns = max(1, min(3, len(panels)))
+    rows = [range(len(panels))[at : at + columns] for at in range(0, len(panels), columns)]
+    layout: list[list[Any]] = [[place for place in row for _ in range(6 // columns)] for row in rows]
+    layout = [[*row, *["."] * (6 - len(row))] for row in layout]
+    heights = [5.8 - 0.8 * columns] * len(rows)
+    for run in (group.predicting[0] for group in groups if group.predicting):
+        if parts := list(prediction_panels(run).items()):
+            whole = len(panels)
+            layout += [[whole] * 6, [whole + 1] * 3 + [whole + 2] * 3]
+            heights += [2.8, 2.8]
+            title, draw = parts[0]
+            named = f"{run.environment}: {run.label}, seed {run.seed}. {title}" if len(groups) > 1 else title
+            panels += [(named, draw), *parts[1:]]
+    return panels, layout, heights
+
+
+# ---- what there is to draw ----
+
+
+def learning_panels(groups: Sequence[Group]) -> Panels:
+    """Return a panel for every environment with learning curves."""
+    learning = by_environment(group for group in groups if group.has_episodes)
+    return {name: partial(_draw_learning, lines) for name, lines in learning.items()}
+
+
+def metric_panels(groups: Sequence[Group]) -> Panels:
+    """Return a panel for everything that runs report of their learning."""
+    names = dict.fromkeys(name for group in groups for run in group.compared for name in run.metrics)
+    return {
+        name.replace("_", " "): partial(_draw_metric, groups, name)
+        for name in names
+        if name not in NOT_METRICS
+    }
+
+
+def prediction_panels(run: Run) -> Panels:
+    """Return panels for the parts of a predicted stream; none where no return is known."""
+    known = known_returns(len(run.predictions["step"]), run.discount)
+    close_up = min(WINDOW_STEPS, known)
+    parts = {
+        "The whole stream": slice(0, known),
+        f"The first {close_up} steps": slice(0, close_up),
+        f"The last {close_up} steps whose return is known": slice(known - close_up, known),
+    }
+    return {title: partial(_draw_prediction, run, part) for title, part in parts.items() if known}
+
+
+# ---- one pair of axes ----
+
+
+def _draw_learning(groups: Sequence[Group], axes: Axes) -> None:
+    """Draw the return of the last 20 episodes over steps: the mean over seeds in its interval."""
+    for group in groups:
+        style = _line_style(group.place)
+        steps, curves = _curves([(run.metrics["step"], run.returns) for run in group.compared])
+        if len(curves) == 1:
+            run = group.compared[0]
+            kept = slice(None, None, -math.ceil(len(run.returns) / MOST_POINTS))
+            size, alpha = (6, 0.5) if len(run.returns) < 200 else (4, 0.3)
+            points = run.metrics["step"][kept], run.returns[kept]
+            axes.plot(*points, ".", color=style["color"], markersize=size, markeredgewidth=0, alpha=alpha)
+        else:
+            low, high = bootstrap_interval(curves, np.mean)
+            axes.fill_between(steps, low, high, color=style["color"], alpha=0.18, linewidth=0)
+        axes.plot(steps, curves.mean(axis=0), label=group.label, **style)
+    _finish_axes(axes)
+    axes.set_xlim(left=0)
+    axes.set_ylabel(f"return (mean of {EPISODES} episodes)")
+
+
+def _draw_metric(groups: Sequence[Group], name: str, axes: Axes) -> None:
+    """Draw one thing that the learner reports over steps."""
+    for group in groups:
+        recorded = [(run.metrics["step"], run.metrics[name]) for run in group.compared if name in run.metrics]
+        finite = [(steps[keep := np.isfinite(values)], values[keep]) for steps, values in recorded]
+        if rows := [(steps, values) for steps, values in finite if len(steps)]:
+            steps, curves = _curves(rows)
+            axes.plot(steps, curves.mean(axis=0), **{**_line_style(group.place), "linewidth": 1.0})
+    lowest, highest = axes.dataLim.intervaly
+    if lowest > 0 and highest > 100 * lowest:
+        axes.set_yscale("log")
+        axes.minorticks_off()
+    _finish_axes(axes, ticks=4)
+    axes.set_xlim(left=0)
+
+
+def _draw_prediction(run: Run, part: slice, axes: Axes) -> None:
+    """Draw what was predicted at each step of a part of the stream over what then came."""
+    steps = run.predictions["step"][part]
+    returns = discounted_returns(run.predictions["cumulant"], run.discount)[part]
+    predicted = run.predictions["prediction"][part]
+    axes.plot(*_averaged(steps, returns), color=INK, linewidth=1.1, alpha=0.75, label="what came")
+    axes.plot(*_averaged(steps, predicted), color=COLOURS[0], linewidth=1.3, label="predicted")
+    _finish_axes(axes)
+    axes.set_ylabel("discounted sum")
+
+
+def _curves(rows: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
+    """Return the running mean over 20 rows of every run, at steps where all have begun and none has ended.
+
+    rows: of each run, steps and values. Result: steps [m], means [runs, m]; of one run, where it has rows.
+    """
+    smooth = [(steps, running_mean(values, EPISODES)) for steps, values in rows]
+    if len(smooth) == 1:
+        steps, means = _averaged(*smooth[0])
+        return steps, means[np.newaxis]
+    start = max(steps[0] for steps, _ in smooth)
+    end = max(start, min(steps[-1] for steps, _ in smooth))
+    grid = np.linspace(start, end, GRID_POINTS)
+    return grid, np.stack([curve_on_grid(steps, means, grid) for steps, means in smooth])
+
+
+def _averaged(steps: Array, values: Array) -> tuple[Array, Array]:
+    """Return the means of neighbouring points, each at the last step it covers."""
+    if len(steps) <= MOST_POINTS:
+        return steps, values
+    edges = np.linspace(0, len(steps), MOST_POINTS + 1).astype(int)
+    return steps[edges[1:] - 1], np.add.reduceat(values, edges[:-1]) / np.diff(edges)
+
+
+def _line_style(place: int) -> dict[str, Any]:
+    dash = tuple(DASHES)[place // len(COLOURS) % len(DASHES)]
+    return {"color": COLOURS[place % len(COLOURS)], "linestyle": dash}
+
+
+def _finish_axes(axes: Axes, ticks: int = 5) -> None:
+    if axes.get_yscale() == "linear":
+        axes.yaxis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10]))
+    axes.xaxis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10]))
+    axes.xaxis.set_major_formatter(_tick)
+    axes.yaxis.set_major_formatter(_tick)
+    axes.tick_params(length=0)
+    axes.set_xlabel("steps")
+
+
+def _tick(value: float, _position: float | None = None) -> str:
+    """100k, 2.5M: a tick of an axis."""
+    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= unit:
+            return f"{value / unit:.10g}{name}"
+    return f"{value:.10g}"
