@@ -258,7 +258,15 @@ def _lines(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
 
 
 def _differ(runs: Sequence[Run], key: str) -> bool:
-    return len({_detail(run, key) for run in runs}) > 1
+    # A longer run explores for longer under the same settings.
+    is_derived = key == "exploration_steps" and all(_explores_by_fraction(run) for run in runs)
+    return not is_derived and len({_detail(run, key) for run in runs}) > 1
+
+
+def _explores_by_fraction(run: Run) -> bool:
+    fraction = run.settings.get("exploration_fraction")
+    steps = run.settings.get("exploration_steps")
+    return isinstance(fraction, float) and str(steps) == f"{fraction * run.planned_steps:.0f}"
 
 
 def _detail(run: Run, key: str) -> str:

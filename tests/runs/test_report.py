@@ -180,6 +180,30 @@ def test_runs_are_seeds_of_one_line_only_if_their_settings_agree(make_run, tmp_p
     }
 
 
+def test_a_longer_run_of_the_same_exploration_is_a_seed_of_the_same_line(make_run, tmp_path):
+    """`exploration_steps` is filled in as a share of `steps`; given as a number, it is a setting."""
+
+    def seeds(*exploration_steps):
+        runs = [
+            make_run(
+                f"{exploration_steps}/{seed}",
+                seed=seed,
+                agent="stream-q",
+                steps=steps,
+                settings={"exploration_fraction": 0.05, "exploration_steps": explored},
+            )
+            for seed, (steps, explored) in enumerate(zip((5_000, 5_330), exploration_steps, strict=True))
+        ]
+        page = Page(write_report(runs, tmp_path / "report.html").html)
+        return [(row["agent"], row["seeds"]) for row in page.table("environment", "seeds") if "agent" in row]
+
+    assert seeds(250, 266)[0] == ("stream-q (intentional)", "2")
+    assert seeds(250, 300)[:2] == [
+        ("stream-q (intentional, exploration_steps 250)", "1"),
+        ("stream-q (intentional, exploration_steps 300)", "1"),
+    ]
+
+
 def test_a_preset_is_named_only_where_it_tells_runs_apart(make_run, tmp_path):
     runs = [make_run(name, preset=name, settings={"trace_decay": d}) for name, d in (("x", 0.8), ("y", 0.5))]
     apart = Page(write_report(runs, tmp_path / "two.html").html).text
