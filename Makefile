@@ -8,7 +8,7 @@ DEMO ?= outputs/demo
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # An editable install follows the Python files; only these make it stale.
-INSTALL_INPUTS := pyproject.toml constraints.txt CMakeLists.txt $(shell find kernels -name '*.cpp' -o -name '*.h')
+INSTALL_INPUTS := pyproject.toml constraints.txt CMakeLists.txt $(shell find kernels -name '*.cpp' -o -name '*.h' -o -name '*.inl')
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format types wheel clean
