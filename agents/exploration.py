@@ -36,13 +36,26 @@ class ExplorationSettings(StreamSettings):
         if self.exploration_steps is not None and self.exploration_steps < 0:
             raise UsageError(f"exploration_steps is {self.exploration_steps}; it cannot be negative.")
 
+    @property
+    def exploration_duration(self) -> int:
+        """Steps over which epsilon falls; 25,000 where neither settings nor a run said otherwise."""
+        return 25_000 if self.exploration_steps is None else self.exploration_steps
+
+    def native_settings(self) -> dict[str, Any]:
+        """Return what the native step needs to know of exploration."""
+        return {
+            "epsilon_start": float(self.epsilon_start),
+            "epsilon_end": float(self.epsilon_end),
+            "exploration_steps": float(self.exploration_duration),
+        }
+
     def epsilon(self, steps: int) -> float:
         """Return the probability of a random action after `steps` steps.
 
         >>> ExplorationSettings(exploration_steps=100).epsilon(50)
         0.505
         """
-        duration = 25_000 if self.exploration_steps is None else self.exploration_steps
+        duration = self.exploration_duration
         remaining = max(1.0 - steps / duration, 0.0) if duration else 0.0
         return self.epsilon_end + (self.epsilon_start - self.epsilon_end) * remaining
 

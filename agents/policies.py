@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, Protocol
 
@@ -24,6 +25,10 @@ class Policy(Protocol):
     """A family of distributions over actions, with its parameters given by a network's `outputs`."""
 
     outputs: int
+
+    def native_settings(self) -> dict[str, Any]:
+        """Return what the native step needs to know of the policy."""
+        ...
 
     def check(self, action: Action, step: int) -> None:
         """Raise ValueError, which names the step, unless this is an action of the policy."""
@@ -49,6 +54,11 @@ class GaussianPolicy:
         self.size = size
         self.outputs = 2 * size
         self.dtype = dtype
+
+    def native_settings(self) -> dict[str, Any]:
+        """Return what the native step needs to know of the policy."""
+        make = functools.partial(np.empty, self.size, self.dtype)
+        return {"gaussian": True, "actions": self.size, "new_action": make}
 
     def check(self, action: Action, step: int) -> None:
         """Raise ValueError unless the action is an array of the right shape, all of it finite."""
@@ -89,6 +99,10 @@ class CategoricalPolicy:
 
     def __init__(self, actions: int) -> None:
         self.outputs = actions
+
+    def native_settings(self) -> dict[str, Any]:
+        """Return what the native step needs to know of the policy."""
+        return {"gaussian": False, "actions": self.outputs}
 
     def check(self, action: Action, step: int) -> None:
         """Raise ValueError unless the action is an index in range."""

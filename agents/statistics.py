@@ -159,12 +159,7 @@ class TransitionNormalizer:
 
         Raises NonFiniteSampleError and ValueError (a wrong shape), both before any state has changed.
         """
-        self._check(transition.observation, "observation")
-        self._check(transition.next_observation, "next observation")
-        if not math.isfinite(transition.reward):
-            raise NonFiniteSampleError(
-                f"step {self.steps + 1}: the reward is {transition.reward}; the sample was refused."
-            )
+        self.check(transition)
         self.steps += 1
         if self.episode_starts:
             self.observations.update(transition.observation)
@@ -176,6 +171,15 @@ class TransitionNormalizer:
         reward = self.rewards.scale(float(transition.reward), transition.terminated)
         self.episode_starts = transition.terminated or transition.truncated
         return observation, reward, next_observation
+
+    def check(self, transition: Transition) -> None:
+        """Raise NonFiniteSampleError, or ValueError for a wrong shape, unless this can be learned."""
+        self._check(transition.observation, "observation")
+        self._check(transition.next_observation, "next observation")
+        if not math.isfinite(transition.reward):
+            raise NonFiniteSampleError(
+                f"step {self.steps + 1}: the reward is {transition.reward}; the sample was refused."
+            )
 
     def _check(self, observation: NDArray[Any], what: str) -> None:
         step = self.steps + 1

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from streamwise.agents.generator import CounterGenerator
 from streamwise.agents.learner import Metrics, State
+from streamwise.agents.native import Backend, native_step
 from streamwise.agents.networks import FlatNetwork, NetworkBuilder, published_network
 from streamwise.agents.policies import policy_for
 from streamwise.agents.settings import StreamSettings, observation_shape
@@ -70,6 +71,7 @@ class StreamAC:
         *,
         seed: int = 0,
         network: NetworkBuilder | None = None,
+        backend: Backend = "auto",
     ) -> None:
         self.config = c = config or StreamACConfig()
         self.observation_space, self.action_space = observation_space, action_space
@@ -84,9 +86,23 @@ class StreamAC:
         )
         self.samples = TransitionNormalizer(shape, c.discount, c.torch_dtype, passthrough=int(c.time_feature))
         self.generator = CounterGenerator(seed)
+        self.native = native_step(
+            backend,
+            "stream-ac",
+            c,
+            self.samples,
+            self._check,
+            {"value": (self.critic, self.critic_rule), "policy": (self.actor, self.actor_rule)},
+            self.generator,
+            entropy_coefficient=float(c.entropy_coefficient),
+            **self.policy.native_settings(),
+        )
 
     def act(self, observation: NDArray[Any], *, explore: bool = True) -> Action:
         """Sample an action from the policy, or take its mode with `explore=False`."""
+        if self.native is not None:
+            action: Action = self.native.act(observation, explore)
+            return action
         outputs = self.actor.predict(self.samples.observe(observation))
         return self.policy.sample(outputs, self.generator) if explore else self.policy.mode(outputs)
 
@@ -96,8 +112,10 @@ class StreamAC:
         Raises NonFiniteSampleError for NaN or infinities, ValueError for an action or observation of the
         wrong shape; nothing has changed then.
         """
+        if self.native is not None:
+            return self.native.learn_one(transition)
         c = self.config
-        self.policy.check(transition.action, self.samples.steps + 1)
+        self._check(transition)
         observation, reward, next_observation = self.samples.learn_one(transition)
 
         value = self.critic(observation)[0]
@@ -133,8 +151,14 @@ class StreamAC:
             "policy_step_size": policy_step,
         }
 
+    def _check(self, transition: Transition) -> None:
+        self.policy.check(transition.action, self.samples.steps + 1)
+        self.samples.check(transition)
+
     def state_dict(self) -> State:
         """Return everything: weights, traces, statistics, counters, generator."""
+        if self.native is not None:
+            self.native.pull()
         return {
             "critic.parameters": self.critic.parameters.clone(),
             "actor.parameters": self.actor.parameters.clone(),
@@ -152,3 +176,5 @@ class StreamAC:
         self.actor_rule.load_state_dict(state, "actor")
         self.samples.load_state_dict(state)
         self.generator.load_state_dict(state)
+        if self.native is not None:
+            self.native.push()

@@ -20,6 +20,7 @@ from torch import Tensor
 from streamwise.agents.exploration import ExplorationSettings, actions_of, greedy_action
 from streamwise.agents.generator import CounterGenerator
 from streamwise.agents.learner import Metrics, State
+from streamwise.agents.native import Backend, native_step
 from streamwise.agents.networks import FlatNetwork, NetworkBuilder, published_network
 from streamwise.agents.policies import check_discrete
 from streamwise.agents.settings import observation_shape
@@ -56,6 +57,7 @@ class StreamQ:
         *,
         seed: int = 0,
         network: NetworkBuilder | None = None,
+        backend: Backend = "auto",
     ) -> None:
         self.config = c = config or StreamQConfig()
         self.observation_space, self.action_space = observation_space, action_space
@@ -66,9 +68,23 @@ class StreamQ:
         self.rule = c.rule_for(self.network, c.overshoot_margin, c.intended_change)
         self.samples = TransitionNormalizer(shape, c.discount, c.torch_dtype, passthrough=int(c.time_feature))
         self.generator = CounterGenerator(seed)
+        self.native = native_step(
+            backend,
+            "stream-q",
+            c,
+            self.samples,
+            self._check,
+            {"value": (self.network, self.rule)},
+            self.generator,
+            actions=self.actions,
+            **c.native_settings(),
+        )
 
     def act(self, observation: NDArray[Any], *, explore: bool = True) -> int:
         """Take the greedy action, or with probability epsilon any action."""
+        if self.native is not None:
+            chosen: int = self.native.act(observation, explore)
+            return chosen
         observed = self.samples.observe(observation)  # refuses NaN, before anything is drawn
         if explore and self.generator.uniform() < self.config.epsilon(self.samples.steps):
             return self.generator.integer(self.actions)
@@ -80,8 +96,10 @@ class StreamQ:
         Raises NonFiniteSampleError for NaN or infinities, ValueError for a wrong action or observation;
         nothing has changed then.
         """
+        if self.native is not None:
+            return self.native.learn_one(transition)
         c = self.config
-        action = check_discrete(transition.action, self.actions, self.samples.steps + 1)
+        action = self._check(transition)
         epsilon = c.epsilon(self.samples.steps)
         observation, reward, next_observation = self.samples.learn_one(transition)
 
@@ -106,8 +124,15 @@ class StreamQ:
             "epsilon": epsilon,
         }
 
+    def _check(self, transition: Transition) -> int:
+        action = check_discrete(transition.action, self.actions, self.samples.steps + 1)
+        self.samples.check(transition)
+        return action
+
     def state_dict(self) -> State:
         """Return everything: weights, trace, statistics, counters, generator."""
+        if self.native is not None:
+            self.native.pull()
         return {
             "value.parameters": self.network.parameters.clone(),
             **self.rule.state_dict("value"),
@@ -121,3 +146,5 @@ class StreamQ:
         self.rule.load_state_dict(state, "value")
         self.samples.load_state_dict(state)
         self.generator.load_state_dict(state)
+        if self.native is not None:
+            self.native.push()

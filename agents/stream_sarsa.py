@@ -21,6 +21,7 @@ from torch import Tensor
 from streamwise.agents.exploration import ExplorationSettings, actions_of, greedy_action
 from streamwise.agents.generator import CounterGenerator
 from streamwise.agents.learner import Metrics, State
+from streamwise.agents.native import Backend, native_step
 from streamwise.agents.networks import FlatNetwork, NetworkBuilder, published_network
 from streamwise.agents.policies import check_discrete
 from streamwise.agents.settings import observation_shape
@@ -57,6 +58,7 @@ class StreamSARSA:
         *,
         seed: int = 0,
         network: NetworkBuilder | None = None,
+        backend: Backend = "auto",
     ) -> None:
         self.config = c = config or StreamSARSAConfig()
         self.observation_space, self.action_space = observation_space, action_space
@@ -67,6 +69,17 @@ class StreamSARSA:
         self.rule = c.rule_for(self.network, c.overshoot_margin, c.intended_change)
         self.samples = TransitionNormalizer(shape, c.discount, c.torch_dtype, passthrough=int(c.time_feature))
         self.generator = CounterGenerator(seed)
+        self.native = native_step(
+            backend,
+            "stream-sarsa",
+            c,
+            self.samples,
+            self._check,
+            {"value": (self.network, self.rule)},
+            self.generator,
+            actions=self.actions,
+            **c.native_settings(),
+        )
         self.next_action: int | None = None  # chosen by learn_one, for act to take
 
     def act(self, observation: NDArray[Any], *, explore: bool = True) -> int:
@@ -74,6 +87,9 @@ class StreamSARSA:
 
         With `explore=False` the chosen action stays pending: the last update's target was its value.
         """
+        if self.native is not None:
+            chosen: int = self.native.act(observation, explore)
+            return chosen
         if explore and self.next_action is not None:
             action, self.next_action = self.next_action, None
             return action
@@ -90,8 +106,10 @@ class StreamSARSA:
         Raises NonFiniteSampleError for NaN or infinities, ValueError for a wrong action or observation;
         nothing has changed then.
         """
+        if self.native is not None:
+            return self.native.learn_one(transition)
         c = self.config
-        action = check_discrete(transition.action, self.actions, self.samples.steps + 1)
+        action = self._check(transition)
         epsilon = c.epsilon(self.samples.steps)
         observation, reward, next_observation = self.samples.learn_one(transition)
         ended = transition.terminated or transition.truncated
@@ -119,8 +137,15 @@ class StreamSARSA:
             "epsilon": epsilon,
         }
 
+    def _check(self, transition: Transition) -> int:
+        action = check_discrete(transition.action, self.actions, self.samples.steps + 1)
+        self.samples.check(transition)
+        return action
+
     def state_dict(self) -> State:
         """Return everything: weights, trace, statistics, counters, generator."""
+        if self.native is not None:
+            self.next_action = self.native.pull()
         return {
             "value.parameters": self.network.parameters.clone(),
             **self.rule.state_dict("value"),
@@ -137,3 +162,5 @@ class StreamSARSA:
         self.generator.load_state_dict(state)
         next_action = int(state["next_action"])
         self.next_action = None if next_action < 0 else next_action
+        if self.native is not None:
+            self.native.push(self.next_action)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from streamwise.agents.learner import Metrics, State
+from streamwise.agents.native import Backend, native_step
 from streamwise.agents.networks import FlatNetwork, NetworkBuilder, published_network
 from streamwise.agents.settings import StreamSettings, observation_shape
 from streamwise.agents.statistics import TransitionNormalizer
@@ -49,6 +50,7 @@ class StreamTD:
         *,
         seed: int = 0,
         network: NetworkBuilder | None = None,
+        backend: Backend = "auto",
     ) -> None:
         self.config = c = config or StreamTDConfig()
         self.observation_space, self.action_space = observation_space, action_space
@@ -57,10 +59,17 @@ class StreamTD:
         self.network = FlatNetwork(build(1), c.torch_dtype)
         self.rule = c.rule_for(self.network, c.overshoot_margin, c.intended_change)
         self.samples = TransitionNormalizer(shape, c.discount, c.torch_dtype, passthrough=int(c.time_feature))
+        self.native = native_step(
+            backend, "stream-td", c, self.samples, self.samples.check, {"value": (self.network, self.rule)}
+        )
 
     def predict_one(self, observation: NDArray[Any]) -> float:
         """Return the predicted discounted sum of the rewards after this observation, in reward units."""
-        value = self.network.predict(self.samples.observe(observation)).item()
+        if self.native is not None:
+            value = self.native.predict(observation)
+            self.native.pull()
+        else:
+            value = self.network.predict(self.samples.observe(observation)).item()
         return value * self.samples.rewards.deviation
 
     def learn_one(self, transition: Transition) -> Metrics:
@@ -69,6 +78,8 @@ class StreamTD:
         Raises NonFiniteSampleError for NaN or infinities, ValueError for an observation of the wrong shape;
         nothing has changed then.
         """
+        if self.native is not None:
+            return self.native.learn_one(transition)
         c = self.config
         deviation = self.samples.rewards.deviation
         observation, reward, next_observation = self.samples.learn_one(transition)
@@ -93,6 +104,8 @@ class StreamTD:
 
     def state_dict(self) -> State:
         """Return everything: weights, trace, statistics, counters."""
+        if self.native is not None:
+            self.native.pull()
         return {
             "value.parameters": self.network.parameters.clone(),
             **self.rule.state_dict("value"),
@@ -104,3 +117,5 @@ class StreamTD:
         self.network.parameters.copy_(state["value.parameters"])
         self.rule.load_state_dict(state, "value")
         self.samples.load_state_dict(state)
+        if self.native is not None:
+            self.native.push()

@@ -8,6 +8,8 @@
 
 #include <string>
 
+#include "stream_step/native.h"
+
 namespace nb = nanobind;
 
 namespace {
@@ -49,4 +51,5 @@ NB_MODULE(_native, module) {
   module.def("instruction_set", &instruction_set,
              "The widest instruction set usable here: 'avx512', 'avx2', 'neon' or 'baseline'.");
   module.def("compiler", &compiler, "The compiler that built this extension.");
+  bind_stream_step(module);
 }

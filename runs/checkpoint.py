@@ -22,6 +22,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from streamwise.agents import AGENTS, Learner, agent_class
+from streamwise.agents.native import Backend
 from streamwise.agents.networks import NetworkBuilder
 from streamwise.streams import UsageError
 
@@ -145,7 +146,9 @@ def describe(learner: Learner) -> dict[str, Any]:
     }
 
 
-def restore(checkpoint: Checkpoint, network: NetworkBuilder | None = None) -> Learner:
+def restore(
+    checkpoint: Checkpoint, network: NetworkBuilder | None = None, backend: Backend = "auto"
+) -> Learner:
     """Make the learner of a checkpoint again. Raises CheckpointError if its parts do not fit together."""
     meta = checkpoint.meta
     try:
@@ -155,6 +158,7 @@ def restore(checkpoint: Checkpoint, network: NetworkBuilder | None = None) -> Le
             _make_space(meta["action_space"]),
             msgspec.convert(meta["settings"], kind.Config),
             network=network,
+            backend=backend,
         )
         learner.load_state_dict(checkpoint.state)
     except (KeyError, TypeError, RuntimeError, msgspec.ValidationError) as error:
@@ -173,14 +177,14 @@ def save(learner: Learner, path: str | Path) -> None:
     write_checkpoint(Path(path), learner.state_dict(), describe(learner))
 
 
-def load(path: str | Path, *, network: NetworkBuilder | None = None) -> Any:
+def load(path: str | Path, *, network: NetworkBuilder | None = None, backend: Backend = "auto") -> Any:
     """Return the learner in a directory that `save` wrote, or the newest of a run directory.
 
     Raises CheckpointError. Nothing is unpickled or executed.
     """
     path = Path(path)
     is_run = (path / "checkpoints").is_dir()
-    return restore(Checkpoints(path).latest() if is_run else read_checkpoint(path), network)
+    return restore(Checkpoints(path).latest() if is_run else read_checkpoint(path), network, backend)
 
 
 def _describe_space(space: spaces.Space[Any] | None) -> dict[str, Any] | None:

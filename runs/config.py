@@ -17,6 +17,7 @@ import tyro
 
 from streamwise.agents import StreamSettings, agent_class
 from streamwise.agents.exploration import ExplorationSettings
+from streamwise.agents.native import Backend
 from streamwise.streams import UsageError
 from streamwise.streams.csv_series import DEFAULT_TRACE_DECAYS
 
@@ -48,6 +49,8 @@ class RunConfig(Generic[Settings]):
     """stream-ac (Box or Discrete actions), stream-q or stream-sarsa (Discrete), stream-td (prediction)."""
     preset: str | None = None
     """Settings to start from: a name (stream-x, stream-x-q, ...) or a TOML file. Flags override it."""
+    backend: Backend = "auto"
+    """native: one C++ call an update; torch: the reference, any network; auto: native where it can be."""
     steps: int = 100_000
     """How many samples to learn from."""
     seed: int = 0
@@ -127,7 +130,7 @@ def load_preset(name: str) -> Preset:
         )
     table = _read_toml(path)
     options = {key: value for key, value in table.items() if key not in ("agent", "settings")}
-    allowed = ["agent", "settings", "steps", "checkpoint_every", "episodic_life"]
+    allowed = ["agent", "settings", "backend", "steps", "checkpoint_every", "episodic_life"]
     for key in table:
         if key not in allowed:
             raise UsageError(f"{path}: unknown key {key!r}.{_nearest(key, allowed)}")

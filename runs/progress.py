@@ -19,11 +19,14 @@ _TERMINAL_INTERVAL_SECONDS, _PLAIN_INTERVAL_SECONDS = 0.2, 10.0
 class ProgressDisplay:
     """Shows step, steps/s, episode, mean return of the last 20 episodes and the time left."""
 
-    def __init__(self, title: str, steps: int, recorder: Recorder, console: Console | None = None) -> None:
+    def __init__(
+        self, title: str, steps: int, recorder: Recorder, note: str = "", console: Console | None = None
+    ) -> None:
         self.steps = steps
         self.recorder = recorder
         self.console = console or Console(stderr=True)
         self.title = title
+        self.note = note
         self._live: Progress | None = None
         self._interval = _PLAIN_INTERVAL_SECONDS
         if self.console.is_terminal:
@@ -76,6 +79,8 @@ class ProgressDisplay:
         return ", ".join(parts)
 
     def __enter__(self) -> ProgressDisplay:
+        if self.note:
+            self.console.print(f"{self.title}: {self.note}", highlight=False, soft_wrap=True)
         if self._live is not None:
             self._live.start()
         return self

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from streamwise.agents import Learner, Metrics, agent_class
+from streamwise.agents.native import Backend
+from streamwise.kernels import native_info
 from streamwise.runs.checkpoint import Checkpoints, describe, restore
 from streamwise.runs.config import RunConfig, load_config, save_config
 from streamwise.runs.loop import StopRequest, learn
@@ -46,22 +48,25 @@ def train(config: RunConfig[Any]) -> RunResult:
     return _run(config, source, learner, None)
 
 
-def resume(directory: Path, steps: int | None = None) -> RunResult:
+def resume(directory: Path, steps: int | None = None, backend: Backend | None = None) -> RunResult:
     """Go on with the run in `directory` from its newest whole checkpoint, at the start of an episode.
 
-    steps: the new length of the run, to extend a finished one.
+    steps: the new length of the run, to extend a finished one. backend: another one than before.
     """
     config = load_config(directory)
     checkpoint = Checkpoints(directory).latest()
     step = checkpoint.meta["recorder"]["step"]
-    if steps is not None:
-        config = dataclasses.replace(config, steps=steps)
+    config = dataclasses.replace(
+        config,
+        steps=config.steps if steps is None else steps,
+        backend=config.backend if backend is None else backend,
+    )
     if step >= config.steps:
         raise UsageError(
             f"{directory} has finished its {config.steps:,} steps; extend it with --steps, above {step:,}."
         )
     source = _open(config)
-    learner = restore(checkpoint)
+    learner = restore(checkpoint, backend=config.backend)
     save_config(config, directory)
     return _run(config, source, learner, checkpoint.meta)
 
@@ -95,9 +100,16 @@ def _open(config: RunConfig[Any]) -> Any:
 def _make_learner(config: RunConfig[Any], source: Any) -> Learner:
     action_space = None if isinstance(source, CsvSeriesStream) else source.action_space
     learner: Learner = agent_class(config.agent)(
-        source.observation_space, action_space, config.settings, seed=config.seed
+        source.observation_space, action_space, config.settings, seed=config.seed, backend=config.backend
     )
     return learner
+
+
+def _backend_of(learner: Any) -> str:
+    info = native_info()
+    if learner.native is None or info is None:
+        return "torch back end"
+    return f"native back end ({info.instruction_set})"
 
 
 def _run(config: RunConfig[Any], source: Any, learner: Any, meta: dict[str, Any] | None) -> RunResult:
@@ -126,7 +138,7 @@ def _run(config: RunConfig[Any], source: Any, learner: Any, meta: dict[str, Any]
         recorder.record(sample, metrics, game_goes_on=lost_a_life)
 
     title = f"{config.agent} on {config.environment}"
-    progress = ProgressDisplay(title, config.steps, recorder)
+    progress = ProgressDisplay(title, config.steps, recorder, note=_backend_of(learner))
     try:
         with recorder, progress, StopRequest().on_signals() as stop:
             step = learn(

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
 
 import tyro
 
@@ -89,7 +89,8 @@ def _train(argv: list[str]) -> int:
         f"{inspect.cleandoc(TRAIN_HELP)}\n\nThe settings listed last are those of {agent}; add --agent NAME "
         f"or --preset NAME to see others. Presets: {', '.join(preset_names())}."
     )
-    config = _parse(RunConfig[type(settings)], "train", argv, help_text, default)  # type: ignore[misc]
+    kind: Any = RunConfig[type(settings)]  # type: ignore[misc]  # known only now that the agent is
+    config: RunConfig[Any] = _parse(kind, "train", argv, help_text, default)
     from streamwise.runs.train import train
 
     return _finish(train(config))
@@ -109,13 +110,15 @@ class ResumeArguments:
     """The run directory."""
     steps: int | None = None
     """The new length of the run, counted from its beginning."""
+    backend: Literal["auto", "native", "torch"] | None = None
+    """Go on with another back end than before."""
 
 
 def _resume(argv: list[str]) -> int:
     arguments = _parse(ResumeArguments, "resume", argv)
     from streamwise.runs.train import resume
 
-    return _finish(resume(arguments.run, arguments.steps))
+    return _finish(resume(arguments.run, arguments.steps, arguments.backend))
 
 
 @dataclass(frozen=True)
@@ -249,13 +252,14 @@ def _parse(
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            return tyro.cli(
+            parsed: Arguments = tyro.cli(
                 kind,
                 prog=f"streamwise {name}",
                 args=argv,
                 description=description or inspect.cleandoc(kind.__doc__ or ""),
                 default=default,
             )
+            return parsed
     except SystemExit as stop:
         if stop.code:
             _fail(2, f"streamwise {name}: {_one_line(errors.getvalue())} See `streamwise {name} --help`.")

@@ -1,0 +1,111 @@
+// What the bindings and the engine share: descriptions of networks and learners, and one learner's face.
+//
+// Everything here is plain data or virtual, so that the engine can be compiled once per instruction set
+// (engine.inl) without the copies meeting in the linker.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace streamwise {
+
+enum class LayerKind : int { linear, convolution, layer_norm, leaky_relu, flatten };
+
+// One layer. Grids are read as [position, channel] inside the engine; only the input of the first layer may be
+// [channel, position] (`channels_first`), as Atari frames are.
+struct LayerSpec {
+  LayerKind kind;
+  int64_t inputs = 0, outputs = 0;                                // numbers going in and coming out
+  int64_t channels_in = 0, height = 0, width = 0;                 // convolution
+  int64_t channels_out = 0, kernel = 0, stride = 0;               // convolution
+  int64_t height_out = 0, width_out = 0;                          // convolution
+  bool channels_first = false;                                    // convolution: how its input lies
+  int64_t positions = 1;                                          // flatten: of the grid that it reads
+  double slope = 0.0;                                             // leaky_relu
+};
+
+enum class RuleKind : int { obgd, adaptive_obgd, intentional };
+
+struct RuleSpec {
+  RuleKind kind;
+  double step_size, overshoot_margin;         // obgd, adaptive_obgd
+  double intended_change;                     // intentional
+  bool normalize_td_error;                    // intentional
+  double second_moment_decay, epsilon;        // adaptive_obgd, intentional
+  double td_error_decay, td_error_cap;        // intentional
+};
+
+// What a rule remembers besides its arrays.
+struct RuleState {
+  int64_t updates = 0;
+  double gradient_norm = 0.0, decay_product = 1.0, td_error_square = 1.0, td_error_magnitude = 0.0;
+};
+
+struct NetworkSpec {
+  const LayerSpec* layers;
+  int64_t layer_count;
+  void* parameters;     // [size], the learner's own memory, changed in place
+  void* trace;          // [size]
+  void* second_moment;  // [size], or null for obgd
+  int64_t size;
+  RuleSpec rule;
+};
+
+enum class LearnerKind : int { stream_ac, stream_q, stream_sarsa, stream_td };
+enum class PolicyKind : int { gaussian, categorical };
+enum class InputKind : int { uint8, float32, float64 };
+
+struct LearnerSpec {
+  LearnerKind kind;
+  NetworkSpec value, policy;  // policy: stream_ac only
+  PolicyKind policy_kind;
+  int64_t actions;            // discrete actions, or the size of a continuous one
+  int64_t observation_size, passthrough;
+  double* mean;               // [observation_size - passthrough], changed in place
+  double* squared_deviation;  // likewise
+  double discount, trace_decay, entropy_coefficient;
+  bool bootstrap_on_truncation;
+  double epsilon_start, epsilon_end, exploration_steps;
+};
+
+// Everything that changes besides the arrays: what a checkpoint holds as scalars.
+struct LearnerState {
+  int64_t steps = 0;
+  bool episode_starts = true;
+  int64_t observation_count = 0;
+  int64_t reward_count = 0;
+  double reward_mean = 0.0, reward_squared_deviation = 0.0, discounted_return = 0.0;
+  uint64_t key = 0;
+  uint64_t counter = 0;
+  int64_t next_action = -1;  // stream_sarsa: the action chosen for the next `act`, or -1
+  RuleState value, policy;
+};
+
+struct StepMetrics {
+  double value, prediction, td_error_magnitude, entropy, step_size, policy_step_size, epsilon;
+};
+
+class Learner {
+ public:
+  virtual ~Learner() = default;
+  LearnerState state;
+
+  // Both return false, having changed nothing, if an observation, a reward or an action is not finite.
+  // action: [actions] doubles for a Gaussian policy; otherwise the index is returned in action[0].
+  virtual bool act(const void* observation, InputKind kind, bool explore, double* action) = 0;
+  virtual bool learn_one(const void* observation, InputKind kind, const double* action, double reward,
+                         const void* next_observation, InputKind next_kind, bool terminated, bool truncated,
+                         StepMetrics& metrics) = 0;
+  // stream_td: the value of an observation in units of the scaled reward; false if it is not finite.
+  virtual bool predict(const void* observation, InputKind kind, double& value) = 0;
+  // Something outside has written to the parameters or the statistics: forget what was kept.
+  virtual void forget() = 0;
+};
+
+// The bytes one observation takes.
+inline int64_t bytes_of(InputKind kind) {
+  return kind == InputKind::uint8 ? 1 : kind == InputKind::float32 ? 4 : 8;
+}
+
+}  // namespace streamwise

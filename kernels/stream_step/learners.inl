@@ -1,0 +1,471 @@
+// The four learners on top of the engine. As engine.inl, included once per instruction set.
+
+// --- random draws: agents/generator.py, bit for bit ----------------------------------------------------------
+
+static uint64_t mix(uint64_t bits) {
+  bits = (bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9ull;
+  bits = (bits ^ (bits >> 27)) * 0x94D049BB133111EBull;
+  return bits ^ (bits >> 31);
+}
+
+static double uniform(LearnerState& state) {
+  state.counter += 1;
+  return double(mix(state.key + state.counter * 0x9E3779B97F4A7C15ull) >> 11) * 0x1.0p-53;
+}
+
+static int64_t integer(LearnerState& state, int64_t below) {
+  const int64_t drawn = int64_t(uniform(state) * double(below));
+  return drawn < below ? drawn : below - 1;
+}
+
+static void normal(LearnerState& state, double* draws, int64_t count) {
+  for (int64_t i = 0; i < count; i += 2) {
+    const double radius = __builtin_sqrt(-2.0 * __builtin_log(1.0 - uniform(state)));
+    const double angle = 2.0 * 3.141592653589793 * uniform(state);
+    draws[i] = radius * __builtin_cos(angle);
+    if (i + 1 < count) draws[i + 1] = radius * __builtin_sin(angle);
+  }
+}
+
+// --- what a learner sees: agents/statistics.py ---------------------------------------------------------------
+
+constexpr double kStatisticsEpsilon = 1e-8;
+
+template <class S>
+static bool all_finite(const S* x, int64_t n) {
+  // x - x is 0 for finite x, NaN otherwise; a sum of zeros is 0.
+  S sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; ++i) sum += x[i] - x[i];
+  return sum == 0;
+}
+
+class Samples {
+ public:
+  explicit Samples(const LearnerSpec& spec)
+      : size(spec.observation_size),
+        features_(spec.observation_size - spec.passthrough),
+        mean_(spec.mean),
+        squared_deviation_(spec.squared_deviation),
+        discount_(spec.discount) {
+    raw_.allocate(size * 8);
+    deviation_.allocate(features_);
+  }
+
+  static bool finite(const void* x, InputKind kind, int64_t n) {
+    if (kind == InputKind::float32) return all_finite(static_cast<const float*>(x), n);
+    if (kind == InputKind::float64) return all_finite(static_cast<const double*>(x), n);
+    return true;
+  }
+
+  void count(const void* x, InputKind kind, LearnerState& state) {
+    state.observation_count += 1;
+    fresh_deviation_ = false;
+    newest_valid_ = false;
+    if (kind == InputKind::float32) welford(static_cast<const float*>(x), double(state.observation_count));
+    if (kind == InputKind::float64) welford(static_cast<const double*>(x), double(state.observation_count));
+    if (kind == InputKind::uint8) welford(static_cast<const uint8_t*>(x), double(state.observation_count));
+  }
+
+  template <class T>
+  void normalize(const void* x, InputKind kind, T* out, const LearnerState& state) {
+    refresh_deviation(state);
+    if (kind == InputKind::float32) scale(static_cast<const float*>(x), out);
+    if (kind == InputKind::float64) scale(static_cast<const double*>(x), out);
+    if (kind == InputKind::uint8) scale(static_cast<const uint8_t*>(x), out);
+  }
+
+  // The newest observation was normalized when it arrived as the next one of its transition; while no other has
+  // entered the statistics, that is what it still is.
+  void remember(const void* x, InputKind kind) {
+    __builtin_memcpy(raw_.data, x, size_t(size * bytes_of(kind)));
+    raw_kind_ = kind;
+    newest_valid_ = true;
+  }
+  bool is_newest(const void* x, InputKind kind) const {
+    return newest_valid_ && kind == raw_kind_ && __builtin_memcmp(raw_.data, x, size_t(size * bytes_of(kind))) == 0;
+  }
+  void forget() { newest_valid_ = fresh_deviation_ = false; }
+
+  double scale_reward(double reward, bool terminated, LearnerState& state) const {
+    state.discounted_return = (terminated ? 0.0 : discount_ * state.discounted_return) + reward;
+    state.reward_count += 1;
+    const double deviation = state.discounted_return - state.reward_mean;
+    state.reward_mean += deviation / double(state.reward_count);
+    state.reward_squared_deviation += deviation * (state.discounted_return - state.reward_mean);
+    return reward / reward_deviation(state);
+  }
+  static double reward_deviation(const LearnerState& state) {
+    const double variance =
+        state.reward_count < 2 ? 1.0 : state.reward_squared_deviation / double(state.reward_count - 1);
+    return __builtin_sqrt(variance + kStatisticsEpsilon);
+  }
+
+  const int64_t size;
+
+ private:
+  template <class S>
+  void welford(const S* __restrict x, double count) {
+    double *__restrict mean = mean_, *__restrict squares = squared_deviation_;
+#pragma omp simd
+    for (int64_t i = 0; i < features_; ++i) {
+      const double value = double(x[i]), deviation = value - mean[i];
+      mean[i] += deviation / count;
+      squares[i] += deviation * (value - mean[i]);
+    }
+  }
+
+  void refresh_deviation(const LearnerState& state) {
+    if (fresh_deviation_) return;
+    fresh_deviation_ = true;
+    const double *__restrict squares = squared_deviation_;
+    double* __restrict deviation = deviation_.data;
+    if (state.observation_count < 2) {
+      for (int64_t i = 0; i < features_; ++i) deviation[i] = __builtin_sqrt(1.0 + kStatisticsEpsilon);
+      return;
+    }
+    const double count = double(state.observation_count - 1);
+#pragma omp simd
+    for (int64_t i = 0; i < features_; ++i) deviation[i] = __builtin_sqrt(squares[i] / count + kStatisticsEpsilon);
+  }
+
+  template <class S, class T>
+  void scale(const S* __restrict x, T* __restrict out) const {
+    const double *__restrict mean = mean_, *__restrict deviation = deviation_.data;
+#pragma omp simd
+    for (int64_t i = 0; i < features_; ++i) out[i] = T((double(x[i]) - mean[i]) / deviation[i]);
+    for (int64_t i = features_; i < size; ++i) out[i] = T(x[i]);
+  }
+
+  const int64_t features_;
+  double *mean_, *squared_deviation_;
+  const double discount_;
+  Array<double> deviation_;
+  bool fresh_deviation_ = false;
+  Array<unsigned char> raw_;
+  InputKind raw_kind_ = InputKind::float32;
+  bool newest_valid_ = false;
+};
+
+// --- learners ------------------------------------------------------------------------------------------------
+
+template <class T>
+class NativeLearner : public Learner {
+ public:
+  explicit NativeLearner(const LearnerSpec& given)
+      : spec(given), samples(given), value(given.value), decay(given.discount * given.trace_decay) {
+    now.allocate(samples.size);
+    next.allocate(samples.size);
+    looked_at.allocate(samples.size);
+    value.prepare(value_now);
+    value.prepare(value_next);
+    value_delta.allocate(value.outputs());
+  }
+
+  void forget() override {
+    samples.forget();
+    value.weights_changed();
+    value_now.valid = value_next.valid = false;
+  }
+
+  bool predict(const void* observation, InputKind kind, double& predicted) override {
+    FlushDenormals flush;
+    const T* x = observe(observation, kind);
+    if (!x) return false;
+    predicted = double(value.forward(x, value_next)[0]);
+    return true;
+  }
+
+ protected:
+  // An observation to act on, normalized; null if it is not finite. Changes no state.
+  const T* observe(const void* observation, InputKind kind) {
+    if (!Samples::finite(observation, kind, samples.size)) return nullptr;
+    if (samples.is_newest(observation, kind)) return next.data;
+    samples.normalize(observation, kind, looked_at.data, state);
+    return looked_at.data;
+  }
+
+  // Take a transition into account: `now`, `next` and the scaled reward. False, changing nothing, if not finite.
+  bool learn_from(const void* observation, InputKind kind, double raw_reward, const void* next_observation,
+                  InputKind next_kind, bool terminated, bool truncated, double& reward) {
+    if (!Samples::finite(observation, kind, samples.size) ||
+        !Samples::finite(next_observation, next_kind, samples.size) || !all_finite(&raw_reward, 1))
+      return false;
+    state.steps += 1;
+    if (!state.episode_starts && samples.is_newest(observation, kind)) {
+      T* other = now.data;  // what was next is now
+      now.data = next.data;
+      next.data = other;
+    } else {
+      if (state.episode_starts) samples.count(observation, kind, state);
+      samples.normalize(observation, kind, now.data, state);
+    }
+    samples.count(next_observation, next_kind, state);
+    samples.normalize(next_observation, next_kind, next.data, state);
+    samples.remember(next_observation, next_kind);
+    reward = samples.scale_reward(raw_reward, terminated, state);
+    state.episode_starts = terminated || truncated;
+    return true;
+  }
+
+  double epsilon() const {
+    const double left = spec.exploration_steps > 0 ? 1.0 - double(state.steps) / spec.exploration_steps : 0.0;
+    return spec.epsilon_end + (spec.epsilon_start - spec.epsilon_end) * (left > 0.0 ? left : 0.0);
+  }
+
+  bool bootstraps(bool terminated, bool truncated) const {
+    return !(terminated || (truncated && !spec.bootstrap_on_truncation));
+  }
+
+  int64_t greedy(const T* values) const {
+    int64_t best = 0;
+    for (int64_t i = 1; i < spec.actions; ++i)
+      if (values[i] > values[best]) best = i;
+    return best;
+  }
+
+  // One step of the value network towards td_error, along the trace of output `index`.
+  double update_value(int64_t index, double td_error) {
+    zero(value_delta.data, value_delta.size);
+    value_delta[index] = T(1);
+    value.backward(value_delta.data, value_now);
+    const double step = value.update(value_now, td_error, decay, state.value);
+    value_now.valid = value_next.valid = false;
+    return step;
+  }
+
+  LearnerSpec spec;
+  Samples samples;
+  Network<T> value;
+  const double decay;
+  Array<T> now, next, looked_at, value_delta;
+  Activations<T> value_now, value_next;
+};
+
+template <class T>
+class NativeAC final : public NativeLearner<T> {
+ public:
+  using Base = NativeLearner<T>;
+  using Base::spec, Base::state, Base::decay, Base::value;
+
+  explicit NativeAC(const LearnerSpec& given) : Base(given), policy(given.policy) {
+    policy.prepare(policy_now);
+    policy_delta.allocate(policy.outputs());
+    noise.allocate(spec.actions);
+  }
+
+  void forget() override {
+    Base::forget();
+    policy.weights_changed();
+    policy_now.valid = false;
+  }
+
+  bool act(const void* observation, InputKind kind, bool explore, double* action) override {
+    FlushDenormals flush;
+    const T* x = this->observe(observation, kind);
+    if (!x) return false;
+    const T* outputs = policy.forward(x, policy_now);
+    const int64_t n = spec.actions;
+    if (spec.policy_kind == PolicyKind::gaussian) {
+      if (explore) normal(state, noise.data, n);
+      for (int64_t i = 0; i < n; ++i)
+        action[i] = double(outputs[i]) + (explore ? softplus(double(outputs[n + i])) * noise[i] : 0.0);
+    } else {
+      action[0] = double(explore ? draw(outputs) : this->greedy(outputs));
+    }
+    return true;
+  }
+
+  bool learn_one(const void* observation, InputKind kind, const double* action, double raw_reward,
+                 const void* next_observation, InputKind next_kind, bool terminated, bool truncated,
+                 StepMetrics& metrics) override {
+    FlushDenormals flush;
+    if (spec.policy_kind == PolicyKind::gaussian && !all_finite(action, spec.actions)) return false;
+    double reward;
+    if (!this->learn_from(observation, kind, raw_reward, next_observation, next_kind, terminated, truncated, reward))
+      return false;
+
+    const double value_of = double(value.forward(this->now.data, this->value_now)[0]);
+    double next_value = 0.0;
+    if (this->bootstraps(terminated, truncated))
+      next_value = double(value.forward(this->next.data, this->value_next)[0]);
+    const double td_error = reward + spec.discount * next_value - value_of;
+
+    const T* outputs = policy.forward(this->now.data, policy_now);
+    const double bonus = spec.entropy_coefficient * (td_error > 0.0 ? 1.0 : td_error < 0.0 ? -1.0 : 0.0);
+    const double entropy =
+        spec.policy_kind == PolicyKind::gaussian ? gaussian(outputs, action, bonus) : categorical(outputs, action, bonus);
+
+    metrics.step_size = this->update_value(0, td_error);
+    policy.backward(policy_delta.data, policy_now);
+    metrics.policy_step_size = policy.update(policy_now, td_error, decay, state.policy);
+    policy_now.valid = false;
+    if (terminated || truncated) {
+      value.clear_trace();
+      policy.clear_trace();
+    }
+    metrics.value = value_of;
+    metrics.td_error_magnitude = __builtin_fabs(td_error);
+    metrics.entropy = entropy;
+    return true;
+  }
+
+ private:
+  static double softplus(double x) { return x > 20.0 ? x : __builtin_log1p(__builtin_exp(x)); }
+
+  int64_t draw(const T* outputs) {
+    const int64_t n = spec.actions;
+    double highest = double(outputs[0]), total = 0.0;
+    for (int64_t i = 1; i < n; ++i) highest = double(outputs[i]) > highest ? double(outputs[i]) : highest;
+    for (int64_t i = 0; i < n; ++i) total += noise[i] = __builtin_exp(double(outputs[i]) - highest);
+    const double target = uniform(state) * total;
+    double cumulative = 0.0;
+    for (int64_t i = 0; i < n; ++i)
+      if ((cumulative += noise[i]) > target) return i;
+    return n - 1;
+  }
+
+  // d (log pi(action) + bonus * entropy) / d outputs into policy_delta; returns the entropy.
+  double gaussian(const T* outputs, const double* action, double bonus) {
+    const int64_t n = spec.actions;
+    double entropy = double(n) * (0.5 + 0.9189385332046727);
+    for (int64_t i = 0; i < n; ++i) {
+      const double pre = double(outputs[n + i]);
+      const double deviation = softplus(pre), slope = pre > 20.0 ? 1.0 : 1.0 / (1.0 + __builtin_exp(-pre));
+      const double distance = (double(T(action[i])) - double(outputs[i])) / deviation;
+      policy_delta[i] = T(distance / deviation);
+      policy_delta[n + i] = T((distance * distance - 1.0 + bonus) / deviation * slope);
+      entropy += __builtin_log(deviation);
+    }
+    return entropy;
+  }
+
+  double categorical(const T* outputs, const double* action, double bonus) {
+    const int64_t n = spec.actions, taken = int64_t(action[0]);
+    double highest = double(outputs[0]), total = 0.0, entropy = 0.0;
+    for (int64_t i = 1; i < n; ++i) highest = double(outputs[i]) > highest ? double(outputs[i]) : highest;
+    for (int64_t i = 0; i < n; ++i) total += noise[i] = __builtin_exp(double(outputs[i]) - highest);
+    const double log_total = __builtin_log(total);
+    for (int64_t i = 0; i < n; ++i) {
+      noise[i] /= total;
+      entropy -= noise[i] * (double(outputs[i]) - highest - log_total);
+    }
+    for (int64_t i = 0; i < n; ++i) {
+      const double log_probability = double(outputs[i]) - highest - log_total;
+      policy_delta[i] = T((i == taken ? 1.0 : 0.0) - noise[i] - bonus * noise[i] * (log_probability + entropy));
+    }
+    return entropy;
+  }
+
+  Network<T> policy;
+  Activations<T> policy_now;
+  Array<T> policy_delta;
+  Array<double> noise;
+};
+
+template <class T>
+class NativeQ final : public NativeLearner<T> {  // and SARSA
+ public:
+  using Base = NativeLearner<T>;
+  using Base::spec, Base::state, Base::value;
+  using Base::Base;
+
+  bool act(const void* observation, InputKind kind, bool explore, double* action) override {
+    FlushDenormals flush;
+    if (is_sarsa() && explore && state.next_action >= 0) {
+      action[0] = double(state.next_action);
+      state.next_action = -1;
+      return true;
+    }
+    const T* x = this->observe(observation, kind);
+    if (!x) return false;
+    if (explore && uniform(state) < this->epsilon())
+      action[0] = double(integer(state, spec.actions));
+    else
+      action[0] = double(this->greedy(value.forward(x, this->value_now)));
+    return true;
+  }
+
+  bool learn_one(const void* observation, InputKind kind, const double* action, double raw_reward,
+                 const void* next_observation, InputKind next_kind, bool terminated, bool truncated,
+                 StepMetrics& metrics) override {
+    FlushDenormals flush;
+    const int64_t taken = int64_t(action[0]);
+    metrics.epsilon = this->epsilon();
+    double reward;
+    if (!this->learn_from(observation, kind, raw_reward, next_observation, next_kind, terminated, truncated, reward))
+      return false;
+    const bool ended = terminated || truncated;
+
+    const T* values = value.forward(this->now.data, this->value_now);
+    const double value_of = double(values[taken]);
+    const bool greedy_taken = taken == this->greedy(values);
+    double next_value = 0.0;
+    state.next_action = -1;
+    if (this->bootstraps(terminated, truncated)) {
+      const T* next_values = value.forward(this->next.data, this->value_next);
+      int64_t following = this->greedy(next_values);
+      if (is_sarsa()) {
+        if (uniform(state) < this->epsilon()) following = integer(state, spec.actions);
+        if (!ended) state.next_action = following;
+      }
+      next_value = double(next_values[following]);
+    }
+    const double td_error = reward + spec.discount * next_value - value_of;
+
+    metrics.step_size = this->update_value(taken, td_error);
+    if (ended || (!is_sarsa() && !greedy_taken)) value.clear_trace();
+    metrics.value = value_of;
+    metrics.td_error_magnitude = __builtin_fabs(td_error);
+    return true;
+  }
+
+ private:
+  bool is_sarsa() const { return spec.kind == LearnerKind::stream_sarsa; }
+};
+
+template <class T>
+class NativeTD final : public NativeLearner<T> {
+ public:
+  using Base = NativeLearner<T>;
+  using Base::spec, Base::state, Base::value;
+  using Base::Base;
+
+  bool act(const void*, InputKind, bool, double*) override { return false; }
+
+  bool learn_one(const void* observation, InputKind kind, const double*, double raw_reward,
+                 const void* next_observation, InputKind next_kind, bool terminated, bool truncated,
+                 StepMetrics& metrics) override {
+    FlushDenormals flush;
+    const double deviation = Samples::reward_deviation(state);
+    double reward;
+    if (!this->learn_from(observation, kind, raw_reward, next_observation, next_kind, terminated, truncated, reward))
+      return false;
+    const double value_of = double(value.forward(this->now.data, this->value_now)[0]);
+    double next_value = 0.0;
+    if (this->bootstraps(terminated, truncated))
+      next_value = double(value.forward(this->next.data, this->value_next)[0]);
+    const double td_error = reward + spec.discount * next_value - value_of;
+    metrics.step_size = this->update_value(0, td_error);
+    if (terminated || truncated) value.clear_trace();
+    metrics.prediction = value_of * deviation;
+    metrics.td_error_magnitude = __builtin_fabs(td_error);
+    return true;
+  }
+};
+
+template <class T>
+static Learner* make_learner_of(const LearnerSpec& spec) {
+  switch (spec.kind) {
+    case LearnerKind::stream_ac:
+      return new NativeAC<T>(spec);
+    case LearnerKind::stream_td:
+      return new NativeTD<T>(spec);
+    default:
+      return new NativeQ<T>(spec);
+  }
+}
+
+Learner* make_learner(const LearnerSpec& spec, bool is_double) {
+  return is_double ? make_learner_of<double>(spec) : make_learner_of<float>(spec);
+}

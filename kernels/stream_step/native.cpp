@@ -1,0 +1,464 @@
+// Bindings of the streaming step: checks what Python hands over, then runs the engine without the GIL.
+
+#include "native.h"
+
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "engine.h"
+
+namespace nb = nanobind;
+
+// The engine once for each instruction set. Nothing below a target pragma may include a header.
+namespace streamwise {
+namespace baseline {
+#include "engine.inl"
+#include "learners.inl"
+}  // namespace baseline
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define STREAMWISE_MULTIVERSION 1
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+namespace avx2 {
+#include "engine.inl"
+#include "learners.inl"
+}  // namespace avx2
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma,prefer-vector-width=512")
+namespace avx512 {
+#include "engine.inl"
+#include "learners.inl"
+}  // namespace avx512
+#pragma GCC pop_options
+#elif defined(__x86_64__) && defined(__clang__)
+#define STREAMWISE_MULTIVERSION 1
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+namespace avx2 {
+#include "engine.inl"
+#include "learners.inl"
+}  // namespace avx2
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma"))), \
+                             apply_to = function)
+namespace avx512 {
+#include "engine.inl"
+#include "learners.inl"
+}  // namespace avx512
+#pragma clang attribute pop
+#endif
+}  // namespace streamwise
+
+namespace {
+
+using namespace streamwise;
+
+Learner* make_learner(const LearnerSpec& spec, bool is_double, const std::string& instruction_set) {
+#ifdef STREAMWISE_MULTIVERSION
+  if (instruction_set == "avx512") return avx512::make_learner(spec, is_double);
+  if (instruction_set == "avx2") return avx2::make_learner(spec, is_double);
+#endif
+  return baseline::make_learner(spec, is_double);
+}
+
+template <class T>
+T get(const nb::dict& from, const char* name) {
+  if (!from.contains(name)) throw nb::value_error((std::string("missing entry: ") + name).c_str());
+  try {
+    return nb::cast<T>(from[name]);
+  } catch (const nb::cast_error&) {
+    throw nb::type_error((std::string(name) + " has the wrong type").c_str());
+  }
+}
+
+using Weights = nb::ndarray<nb::device::cpu>;
+
+// A writable, contiguous, one-dimensional array of the learner's own; its memory is used, never copied.
+void* own_array(nb::handle object, const std::string& name, nb::dlpack::dtype dtype, int64_t size) {
+  nb::ndarray<> array;
+  if (!nb::try_cast(object, array, false))
+    throw nb::type_error((name + " is not an array that can be written to").c_str());
+  if (array.device_type() != nb::device::cpu::value) throw nb::value_error((name + " is not on the CPU").c_str());
+  if (array.dtype() != dtype)
+    throw nb::type_error((name + " must hold float" + std::to_string(dtype.bits)).c_str());
+  if (array.ndim() != 1 || (size >= 0 && int64_t(array.shape(0)) != size))
+    throw nb::value_error((name + " has the wrong shape; expected [" + std::to_string(size) + "]").c_str());
+  if (array.shape(0) > 1 && array.stride(0) != 1) throw nb::value_error((name + " is not contiguous").c_str());
+  return array.data();
+}
+
+int64_t array_size(nb::handle object, const std::string& name) {
+  nb::ndarray<> array;
+  if (!nb::try_cast(object, array, false) || array.ndim() != 1)
+    throw nb::type_error((name + " is not a one-dimensional array that can be written to").c_str());
+  return int64_t(array.shape(0));
+}
+
+[[noreturn]] void refuse_layer(size_t index, const std::string& why) {
+  throw nb::value_error(("layer " + std::to_string(index) + ": " + why).c_str());
+}
+
+// Read the layers and check that each fits the one before it: the engine itself checks nothing.
+std::vector<LayerSpec> read_layers(const nb::list& described, int64_t inputs, int64_t& parameters) {
+  std::vector<LayerSpec> layers;
+  parameters = 0;
+  int64_t current = inputs;
+  int64_t positions = 1;  // of the grid that `current` numbers lie on
+  bool channels_first = true;
+  for (size_t index = 0; index < described.size(); ++index) {
+    const nb::tuple entry = nb::cast<nb::tuple>(described[index]);
+    const auto kind = nb::cast<std::string>(entry[0]);
+    auto number = [&](size_t at) {
+      if (at >= entry.size()) refuse_layer(index, "too few numbers for " + kind);
+      const auto value = nb::cast<int64_t>(entry[at]);
+      if (value < 1 || value > (int64_t(1) << 28)) refuse_layer(index, "a size is out of range");
+      return value;
+    };
+    LayerSpec layer{};
+    layer.inputs = layer.outputs = current;
+    if (kind == "linear") {
+      layer.kind = LayerKind::linear;
+      layer.outputs = number(2);
+      if (number(1) != current) refuse_layer(index, "takes another number of inputs than come");
+      if (positions != 1) refuse_layer(index, "a linear layer needs flatten before it");
+      parameters += layer.outputs * (layer.inputs + 1);
+    } else if (kind == "channels_last") {  // the input is [position, channel] already: nothing to do
+      if (index != 0) refuse_layer(index, "channels_last is only for the input");
+      channels_first = false;
+      continue;
+    } else if (kind == "convolution") {
+      layer.kind = LayerKind::convolution;
+      layer.channels_in = number(1), layer.height = number(2), layer.width = number(3);
+      layer.channels_out = number(4), layer.kernel = number(5), layer.stride = number(6);
+      if (layer.channels_in * layer.height * layer.width != current)
+        refuse_layer(index, "takes another grid than comes");
+      if (layer.kernel > layer.height || layer.kernel > layer.width) refuse_layer(index, "its kernel is too large");
+      if (!layers.empty() && positions != layer.height * layer.width) refuse_layer(index, "takes another grid than comes");
+      layer.channels_first = layers.empty() && channels_first;
+      layer.height_out = (layer.height - layer.kernel) / layer.stride + 1;
+      layer.width_out = (layer.width - layer.kernel) / layer.stride + 1;
+      positions = layer.height_out * layer.width_out;
+      layer.outputs = positions * layer.channels_out;
+      parameters += layer.channels_out * (layer.channels_in * layer.kernel * layer.kernel + 1);
+    } else if (kind == "layer_norm") {
+      layer.kind = LayerKind::layer_norm;
+    } else if (kind == "leaky_relu") {
+      layer.kind = LayerKind::leaky_relu;
+      if (entry.size() < 2) refuse_layer(index, "too few numbers for leaky_relu");
+      layer.slope = nb::cast<double>(entry[1]);
+    } else if (kind == "flatten") {
+      layer.kind = LayerKind::flatten;
+      layer.positions = positions;
+      positions = 1;
+    } else {
+      refuse_layer(index, "unknown kind '" + kind + "'");
+    }
+    const bool changes_input_in_place = layer.kind != LayerKind::linear && layer.kind != LayerKind::convolution;
+    if (layers.empty() && changes_input_in_place) refuse_layer(index, "the first layer must be linear or convolution");
+    current = layer.outputs;
+    layers.push_back(layer);
+    if (layers.size() >= 32) refuse_layer(index, "more than 31 layers");
+  }
+  if (layers.empty() || layers.back().kind != LayerKind::linear) refuse_layer(described.size(), "the last must be linear");
+  return layers;
+}
+
+RuleSpec read_rule(const nb::dict& from) {
+  const auto kind = get<std::string>(from, "rule");
+  RuleSpec rule{};
+  if (kind == "obgd") rule.kind = RuleKind::obgd;
+  else if (kind == "adaptive-obgd") rule.kind = RuleKind::adaptive_obgd;
+  else if (kind == "intentional") rule.kind = RuleKind::intentional;
+  else throw nb::value_error(("unknown rule '" + kind + "'").c_str());
+  if (rule.kind == RuleKind::intentional) {
+    rule.intended_change = get<double>(from, "intended_change");
+    rule.normalize_td_error = get<bool>(from, "normalize_td_error");
+    rule.td_error_decay = get<double>(from, "td_error_decay");
+    rule.td_error_cap = get<double>(from, "td_error_cap");
+  } else {
+    rule.step_size = get<double>(from, "step_size");
+    rule.overshoot_margin = get<double>(from, "overshoot_margin");
+  }
+  if (rule.kind != RuleKind::obgd) {
+    rule.second_moment_decay = get<double>(from, "second_moment_decay");
+    rule.epsilon = get<double>(from, "epsilon");
+  }
+  return rule;
+}
+
+nb::dict state_of(const RuleState& state) {
+  nb::dict result;
+  result["updates"] = state.updates;
+  result["gradient_norm"] = state.gradient_norm;
+  result["decay_product"] = state.decay_product;
+  result["td_error_square"] = state.td_error_square;
+  result["td_error_magnitude"] = state.td_error_magnitude;
+  return result;
+}
+
+RuleState read_rule_state(const nb::dict& from) {
+  return {get<int64_t>(from, "updates"), get<double>(from, "gradient_norm"), get<double>(from, "decay_product"),
+          get<double>(from, "td_error_square"), get<double>(from, "td_error_magnitude")};
+}
+
+// One learner's step. Holds on to the arrays it works in.
+class StreamStep {
+ public:
+  StreamStep(const nb::dict& given, const std::string& instruction_set) : new_action_(get<nb::object>(given, "new_action")) {
+    const auto kind = get<std::string>(given, "learner");
+    if (kind == "stream-ac") spec_.kind = LearnerKind::stream_ac;
+    else if (kind == "stream-q") spec_.kind = LearnerKind::stream_q;
+    else if (kind == "stream-sarsa") spec_.kind = LearnerKind::stream_sarsa;
+    else if (kind == "stream-td") spec_.kind = LearnerKind::stream_td;
+    else throw nb::value_error(("unknown learner '" + kind + "'").c_str());
+
+    shape_ = get<std::vector<int64_t>>(given, "observation_shape");
+    spec_.observation_size = 1;
+    for (const int64_t side : shape_) {
+      if (side < 1 || side > (int64_t(1) << 28)) throw nb::value_error("observation_shape is out of range");
+      spec_.observation_size *= side;
+      if (spec_.observation_size > (int64_t(1) << 28)) throw nb::value_error("observation_shape is out of range");
+    }
+    spec_.passthrough = get<int64_t>(given, "passthrough");
+    if (spec_.passthrough < 0 || spec_.passthrough > spec_.observation_size)
+      throw nb::value_error("passthrough is out of range");
+    spec_.discount = get<double>(given, "discount");
+    spec_.trace_decay = get<double>(given, "trace_decay");
+    spec_.bootstrap_on_truncation = get<bool>(given, "bootstrap_on_truncation");
+
+    const bool is_double = get<std::string>(given, "dtype") == "float64";
+    const nb::dlpack::dtype dtype = is_double ? nb::dtype<double>() : nb::dtype<float>();
+    const int64_t features = spec_.observation_size - spec_.passthrough;
+    spec_.mean = static_cast<double*>(hold(given, "mean", nb::dtype<double>(), features));
+    spec_.squared_deviation = static_cast<double*>(hold(given, "squared_deviation", nb::dtype<double>(), features));
+
+    std::vector<LayerSpec> value_layers, policy_layers;
+    read_network(get<nb::dict>(given, "value"), "value", dtype, spec_.value, value_layers);
+    spec_.actions = 1;
+    const int64_t value_outputs = value_layers.back().outputs;
+    int64_t expected_outputs = 1;
+    if (spec_.kind == LearnerKind::stream_ac) {
+      read_network(get<nb::dict>(given, "policy"), "policy", dtype, spec_.policy, policy_layers);
+      spec_.entropy_coefficient = get<double>(given, "entropy_coefficient");
+      spec_.actions = get<int64_t>(given, "actions");
+      const bool gaussian = get<bool>(given, "gaussian");
+      spec_.policy_kind = gaussian ? PolicyKind::gaussian : PolicyKind::categorical;
+      if (spec_.actions < 1 || policy_layers.back().outputs != (gaussian ? 2 : 1) * spec_.actions)
+        throw nb::value_error("policy has another number of outputs than actions ask for");
+    } else if (spec_.kind != LearnerKind::stream_td) {
+      spec_.policy_kind = PolicyKind::categorical;
+      expected_outputs = spec_.actions = get<int64_t>(given, "actions");
+      spec_.epsilon_start = get<double>(given, "epsilon_start");
+      spec_.epsilon_end = get<double>(given, "epsilon_end");
+      spec_.exploration_steps = get<double>(given, "exploration_steps");
+    }
+    if (value_outputs != expected_outputs) throw nb::value_error("value has the wrong number of outputs");
+    action_.resize(size_t(spec_.actions));
+    learner_.reset(make_learner(spec_, is_double, instruction_set));
+  }
+
+  nb::object act(nb::handle observation, bool explore) {
+    Observation seen;
+    if (!see(observation, seen)) return nb::none();
+    bool accepted;
+    {
+      nb::gil_scoped_release release;
+      accepted = learner_->act(seen.data, seen.kind, explore, action_.data());
+    }
+    if (!accepted) return nb::none();
+    if (!is_gaussian()) return nb::int_(int64_t(action_[0]));
+    nb::object result = new_action_();
+    nb::ndarray<nb::c_contig, nb::device::cpu> array;
+    if (!nb::try_cast(result, array, false) || int64_t(array.size()) != spec_.actions)
+      throw nb::type_error("new_action() must make a writable array of the action's size");
+    if (array.dtype() == nb::dtype<float>()) copy_action(static_cast<float*>(array.data()));
+    else if (array.dtype() == nb::dtype<double>()) copy_action(static_cast<double*>(array.data()));
+    else throw nb::type_error("new_action() must make float32 or float64");
+    return result;
+  }
+
+  nb::object learn_one(nb::handle observation, nb::handle action, double reward, nb::handle next_observation,
+                       nb::handle terminated_object, nb::handle truncated_object) {
+    const bool terminated = is_true(terminated_object), truncated = is_true(truncated_object);
+    Observation seen, seen_next;
+    if (!see(observation, seen) || !see(next_observation, seen_next) || !read_action(action)) return nb::none();
+    StepMetrics metrics;
+    bool accepted;
+    {
+      nb::gil_scoped_release release;
+      accepted = learner_->learn_one(seen.data, seen.kind, action_.data(), reward, seen_next.data, seen_next.kind,
+                                     terminated, truncated, metrics);
+    }
+    if (!accepted) return nb::none();
+    nb::dict result;
+    if (spec_.kind == LearnerKind::stream_td) result["prediction"] = metrics.prediction;
+    else result["value"] = metrics.value;
+    result["td_error_magnitude"] = metrics.td_error_magnitude;
+    if (spec_.kind == LearnerKind::stream_ac) result["entropy"] = metrics.entropy;
+    result["step_size"] = metrics.step_size;
+    if (spec_.kind == LearnerKind::stream_ac) result["policy_step_size"] = metrics.policy_step_size;
+    else if (spec_.kind != LearnerKind::stream_td) result["epsilon"] = metrics.epsilon;
+    return result;
+  }
+
+  nb::object predict(nb::handle observation) {
+    Observation seen;
+    double value;
+    if (!see(observation, seen) || !learner_->predict(seen.data, seen.kind, value)) return nb::none();
+    return nb::float_(value);
+  }
+
+  nb::dict state() const {
+    const LearnerState& s = learner_->state;
+    nb::dict result;
+    result["steps"] = s.steps;
+    result["episode_starts"] = s.episode_starts;
+    result["observation_count"] = s.observation_count;
+    result["reward_count"] = s.reward_count;
+    result["reward_mean"] = s.reward_mean;
+    result["reward_squared_deviation"] = s.reward_squared_deviation;
+    result["discounted_return"] = s.discounted_return;
+    result["key"] = s.key;
+    result["counter"] = s.counter;
+    result["next_action"] = s.next_action;
+    result["value"] = state_of(s.value);
+    result["policy"] = state_of(s.policy);
+    return result;
+  }
+
+  void set_state(const nb::dict& from) {
+    LearnerState s;
+    s.steps = get<int64_t>(from, "steps");
+    s.episode_starts = get<bool>(from, "episode_starts");
+    s.observation_count = get<int64_t>(from, "observation_count");
+    s.reward_count = get<int64_t>(from, "reward_count");
+    s.reward_mean = get<double>(from, "reward_mean");
+    s.reward_squared_deviation = get<double>(from, "reward_squared_deviation");
+    s.discounted_return = get<double>(from, "discounted_return");
+    s.key = get<uint64_t>(from, "key");
+    s.counter = get<uint64_t>(from, "counter");
+    s.next_action = get<int64_t>(from, "next_action");
+    if (s.next_action >= spec_.actions) throw nb::value_error("next_action is no action");
+    s.value = read_rule_state(get<nb::dict>(from, "value"));
+    s.policy = read_rule_state(get<nb::dict>(from, "policy"));
+    learner_->state = s;
+    learner_->forget();
+  }
+
+ private:
+  struct Observation {
+    nb::ndarray<nb::ro> array;
+    const void* data;
+    InputKind kind;
+  };
+
+  // Environments answer with Python's booleans or NumPy's.
+  static bool is_true(nb::handle object) {
+    const int truth = PyObject_IsTrue(object.ptr());
+    if (truth < 0) throw nb::python_error();
+    return truth != 0;
+  }
+
+  bool is_gaussian() const { return spec_.kind == LearnerKind::stream_ac && spec_.policy_kind == PolicyKind::gaussian; }
+
+  template <class S>
+  void copy_action(S* out) const {
+    for (size_t i = 0; i < action_.size(); ++i) out[i] = S(action_[i]);
+  }
+
+  // False unless this is a contiguous array of the right shape and of a dtype the engine reads.
+  bool see(nb::handle object, Observation& seen) const {
+    if (!nb::try_cast(object, seen.array, false) || seen.array.ndim() != shape_.size() ||
+        seen.array.device_type() != nb::device::cpu::value)
+      return false;
+    int64_t stride = 1;
+    for (size_t axis = shape_.size(); axis-- > 0;) {
+      if (int64_t(seen.array.shape(axis)) != shape_[axis]) return false;
+      if (shape_[axis] > 1 && seen.array.stride(axis) != stride) return false;
+      stride *= shape_[axis];
+    }
+    const nb::dlpack::dtype dtype = seen.array.dtype();
+    if (dtype == nb::dtype<float>()) seen.kind = InputKind::float32;
+    else if (dtype == nb::dtype<double>()) seen.kind = InputKind::float64;
+    else if (dtype == nb::dtype<uint8_t>()) seen.kind = InputKind::uint8;
+    else return false;
+    seen.data = seen.array.data();
+    return true;
+  }
+
+  bool read_action(nb::handle action) {
+    if (spec_.kind == LearnerKind::stream_td) return true;
+    if (!is_gaussian()) {
+      int64_t index;
+      if (!nb::try_cast(action, index, true) || index < 0 || index >= spec_.actions) return false;
+      action_[0] = double(index);
+      return true;
+    }
+    nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu> array;
+    if (!nb::try_cast(action, array, false) || array.ndim() != 1 || int64_t(array.shape(0)) != spec_.actions) return false;
+    if (array.dtype() == nb::dtype<float>()) {
+      const float* values = static_cast<const float*>(array.data());
+      for (size_t i = 0; i < action_.size(); ++i) action_[i] = double(values[i]);
+    } else if (array.dtype() == nb::dtype<double>()) {
+      const double* values = static_cast<const double*>(array.data());
+      for (size_t i = 0; i < action_.size(); ++i) action_[i] = values[i];
+    } else {
+      return false;
+    }
+    return true;
+  }
+
+  void* hold(const nb::dict& from, const std::string& name, nb::dlpack::dtype dtype, int64_t size) {
+    nb::object object = get<nb::object>(from, name.c_str());
+    held_.push_back(object);
+    return own_array(object, name, dtype, size);
+  }
+
+  void read_network(const nb::dict& from, const std::string& name, nb::dlpack::dtype dtype, NetworkSpec& network,
+                    std::vector<LayerSpec>& layers) {
+    int64_t count = 0;
+    layers = read_layers(get<nb::list>(from, "layers"), spec_.observation_size, count);
+    network.layers = layers.data();
+    network.layer_count = int64_t(layers.size());
+    network.rule = read_rule(from);
+    if (array_size(get<nb::object>(from, "parameters"), name + ".parameters") != count)
+      throw nb::value_error((name + ".parameters must hold " + std::to_string(count) + " numbers").c_str());
+    network.size = count;
+    network.parameters = hold(from, "parameters", dtype, count);
+    network.trace = hold(from, "trace", dtype, count);
+    network.second_moment = network.rule.kind == RuleKind::obgd ? nullptr : hold(from, "second_moment", dtype, count);
+  }
+
+  LearnerSpec spec_{};
+  std::vector<int64_t> shape_;
+  std::vector<nb::object> held_;
+  nb::object new_action_;
+  std::vector<double> action_;
+  std::unique_ptr<Learner> learner_;
+};
+
+}  // namespace
+
+void bind_stream_step(nb::module_& module) {
+  nb::class_<StreamStep>(module, "StreamStep", "One streaming learner's step, on the learner's own arrays.")
+      .def(nb::init<const nb::dict&, const std::string&>(), nb::arg("spec"), nb::arg("instruction_set"))
+      .def("act", &StreamStep::act, nb::arg("observation"), nb::arg("explore"),
+           "Return an action, or None for an observation that cannot be read or is not finite.")
+      .def("learn_one", &StreamStep::learn_one, nb::arg("observation"), nb::arg("action").none(), nb::arg("reward"),
+           nb::arg("next_observation"), nb::arg("terminated"), nb::arg("truncated"),
+           "Make one update and return its metrics, or None, having changed nothing, for a transition that cannot be "
+           "read or is not finite.")
+      .def("predict", &StreamStep::predict, nb::arg("observation"),
+           "Return the value of an observation, or None if it cannot be read or is not finite.")
+      .def("state", &StreamStep::state, "Return everything that changes besides the arrays.")
+      .def("set_state", &StreamStep::set_state, nb::arg("state"),
+           "Go on from `state`; also to be called after writing to the arrays.");
+}

@@ -1,0 +1,431 @@
+"""The native step against its definition, the torch back end: same state, same sample, same result."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from streamwise.agents import AGENTS, StreamAC, StreamQ, StreamTD
+from streamwise.agents.networks import LayerNorm
+from streamwise.envs import EnvironmentStream, make
+from streamwise.kernels import native_info
+from streamwise.kernels.stream_step import INSTRUCTION_SETS, make_stream_step
+from streamwise.streams import NonFiniteSampleError, Transition, UsageError
+
+pytestmark = pytest.mark.skipif(native_info() is None, reason="streamwise was built without native kernels")
+
+RULES = ("obgd", "adaptive-obgd", "intentional")
+VECTOR = spaces.Box(-np.inf, np.inf, (17,), np.float64)
+GRID = spaces.Box(0.0, 1.0, (10, 10, 4), np.float32)
+FRAMES = spaces.Box(0, 255, (4, 84, 84), np.uint8)
+BOX, DISCRETE = spaces.Box(-1.0, 1.0, (3,), np.float32), spaces.Discrete(4)
+LEARNERS = [("stream-ac", BOX), ("stream-ac", DISCRETE), ("stream-q", DISCRETE), ("stream-sarsa", DISCRETE)]
+LEARNERS = [pytest.param(*learner, id=f"{learner[0]}-{type(learner[1]).__name__}") for learner in LEARNERS]
+LEARNERS.append(pytest.param("stream-td", None, id="stream-td"))
+
+# One update in float32 sums thousands of products in another order, which costs a few last digits.
+TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
+
+
+def pair(name, observations, actions, *, seed=0, network=None, **changes):
+    """A torch learner and a native one in the same state."""
+    kind = AGENTS[name]
+    config = kind.Config(**changes)
+    return tuple(
+        kind(observations, actions, config, seed=seed, network=network, backend=backend)
+        for backend in ("torch", "native")
+    )
+
+
+def assert_same_state(native, reference, tolerance):
+    """Every tensor agrees to `tolerance`, relative to its own largest entry."""
+    found, expected = native.state_dict(), reference.state_dict()
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        if not tensor.is_floating_point():
+            assert torch.equal(found[name], tensor), name
+            continue
+        scale = tensor.abs().max().item() or 1.0
+        difference = (found[name] - tensor).abs().max().item()
+        assert difference <= tolerance * scale, (
+            f"{name} differs by {difference / scale:.1e} of its largest entry"
+        )
+
+
+def random_samples(random, space, actions, count):
+    """Observations of any size and shape of tail, with episodes that end both ways."""
+
+    def observe():
+        if space.dtype == np.uint8:
+            return random.integers(0, 256, space.shape).astype(np.uint8)
+        return (random.standard_normal(space.shape) * np.exp(random.uniform(-2, 3))).astype(space.dtype)
+
+    observation = observe()
+    for _ in range(count):
+        following = observe()
+        if actions is None:
+            action = None
+        elif isinstance(actions, spaces.Discrete):
+            action = int(random.integers(actions.n))
+        else:
+            action = random.standard_normal(actions.shape).astype(actions.dtype)
+        end = random.uniform()
+        reward = float(random.standard_normal() * np.exp(random.uniform(-3, 3)))
+        yield Transition(observation, action, reward, following, end < 0.1, 0.1 <= end < 0.2)
+        observation = observe() if end < 0.2 else following
+
+
+def assert_single_updates_agree(reference, native, samples, tolerance):
+    for sample in samples:
+        native.load_state_dict(reference.state_dict())
+        expected, found = reference.learn_one(sample), native.learn_one(sample)
+        assert list(found) == list(expected)
+        assert_same_state(native, reference, tolerance)
+        for name, value in expected.items():
+            assert found[name] == pytest.approx(value, rel=20 * tolerance, abs=20 * tolerance), name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(("name", "actions"), LEARNERS)
+@pytest.mark.parametrize("bootstrap", [True, False], ids=["bootstrap", "no-bootstrap"])
+def test_one_update_agrees_with_torch(name, actions, rule, dtype, bootstrap):
+    changes = {
+        "step_size_rule": rule,
+        "dtype": dtype,
+        "bootstrap_on_truncation": bootstrap,
+        "hidden_size": 24,
+    }
+    reference, native = pair(name, VECTOR, actions, **changes)
+    samples = random_samples(np.random.default_rng(1), VECTOR, actions, 60)
+    assert_single_updates_agree(reference, native, samples, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("space", [pytest.param(GRID, id="grid"), pytest.param(FRAMES, id="frames")])
+def test_one_update_of_a_convolutional_network_agrees_with_torch(space, rule, dtype):
+    reference, native = pair("stream-q", space, DISCRETE, step_size_rule=rule, dtype=dtype, hidden_size=40)
+    samples = random_samples(np.random.default_rng(2), space, DISCRETE, 8)
+    # The first intentional steps divide each gradient by its own size: where a sum over a random picture all
+    # but cancels, its rounding is divided too.
+    tolerance = 1e-4 if (rule, dtype) == ("intentional", "float32") else TOLERANCE[dtype]
+    assert_single_updates_agree(reference, native, samples, tolerance)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_convolutional_actor_and_critic_agree_with_torch(rule):
+    reference, native = pair(
+        "stream-ac", GRID, DISCRETE, step_size_rule=rule, dtype="float64", hidden_size=32
+    )
+    samples = random_samples(np.random.default_rng(3), GRID, DISCRETE, 20)
+    assert_single_updates_agree(reference, native, samples, TOLERANCE["float64"])
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    learner=st.sampled_from(
+        [("stream-ac", True), ("stream-ac", False), ("stream-q", False), ("stream-td", None)]
+    ),
+    rule=st.sampled_from(RULES),
+    features=st.integers(2, 70),
+    hidden=st.integers(10, 70),
+    actions=st.integers(1, 9),
+    time_feature=st.booleans(),
+    discount=st.sampled_from([0.0, 0.5, 0.99, 1.0]),
+    trace_decay=st.sampled_from([0.0, 0.8, 1.0]),
+    reward=st.sampled_from([0.0, 1e-12, 1.0, -1e9]),
+    seed=st.integers(0, 1000),
+)
+def test_odd_sizes_and_extreme_settings_agree_too(
+    learner, rule, features, hidden, actions, time_feature, discount, trace_decay, reward, seed
+):
+    name, is_box = learner
+    space = spaces.Box(-np.inf, np.inf, (features,), np.float64)
+    choices = (
+        None
+        if is_box is None
+        else spaces.Box(-1, 1, (actions,), np.float64)
+        if is_box
+        else spaces.Discrete(actions)
+    )
+    changes = {
+        "step_size_rule": rule,
+        "discount": discount,
+        "trace_decay": trace_decay,
+        "time_feature": time_feature,
+    }
+    reference, native = pair(name, space, choices, seed=seed, dtype="float64", hidden_size=hidden, **changes)
+    samples = random_samples(np.random.default_rng(seed), space, choices, 12)
+    # Sums of terms that all but cancel keep fewer digits than either order of summation promises.
+    assert_single_updates_agree(reference, native, (s._replace(reward=reward) for s in samples), 1e-10)
+
+
+@pytest.mark.parametrize(("name", "actions"), LEARNERS[:-1])
+def test_the_same_state_acts_the_same(name, actions):
+    reference, native = pair(name, VECTOR, actions, dtype="float64", hidden_size=24)
+    random = np.random.default_rng(4)
+    for sample in random_samples(random, VECTOR, actions, 200):
+        for explore in (False, True):
+            expected = reference.act(sample.observation, explore=explore)
+            found = native.act(sample.observation, explore=explore)
+            np.testing.assert_allclose(found, expected, rtol=1e-12)
+            assert np.asarray(found).dtype == np.asarray(expected).dtype
+        reference.learn_one(sample)
+        native.load_state_dict(reference.state_dict())
+
+
+REAL = [
+    pytest.param("HalfCheetah-v5", "stream-ac", {}, id="HalfCheetah"),
+    pytest.param("CartPole-v1", "stream-q", {"hidden_size": 32, "exploration_steps": 500}, id="CartPole"),
+    pytest.param("MinAtar/Breakout-v1", "stream-q", {"exploration_steps": 500}, id="Breakout"),
+]
+
+
+def real_run(environment, name, steps, rule, dtype, settings):
+    """A torch learner that lives in a real environment, and a native one beside it."""
+    env = make(environment, seed=0)
+    reference, native = pair(
+        name, env.observation_space, env.action_space, step_size_rule=rule, dtype=dtype, **settings
+    )
+    stream = EnvironmentStream(env, reference.act)
+    return reference, native, (sample for _, sample in zip(range(steps), stream, strict=False))
+
+
+@pytest.mark.parametrize(("environment", "name", "settings"), REAL)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("rule", RULES)
+def test_updates_agree_along_real_runs(environment, name, settings, rule, dtype):
+    reference, native, samples = real_run(environment, name, 150, rule, dtype, settings)
+    assert_single_updates_agree(reference, native, samples, TOLERANCE[dtype])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("environment", "name", "settings"), REAL)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("rule", RULES)
+def test_updates_agree_at_ten_thousand_states_of_real_runs(environment, name, settings, rule, dtype):
+    reference, native, samples = real_run(environment, name, 10_000, rule, dtype, settings)
+    assert_single_updates_agree(reference, native, samples, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(("environment", "name", "settings"), REAL)
+@pytest.mark.parametrize("steps", [400, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_a_recorded_stream_replayed_through_both_stays_together(environment, name, settings, steps):
+    for rule in RULES:
+        reference, native, samples = real_run(environment, name, steps, rule, "float64", settings)
+        for sample in samples:
+            native.learn_one(sample)
+            reference.learn_one(sample)
+        found, expected = native.state_dict(), reference.state_dict()
+        for key in ("value.parameters", "critic.parameters", "actor.parameters"):
+            if key in expected:
+                torch.testing.assert_close(found[key], expected[key], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+def test_every_instruction_set_agrees_with_torch(instruction_set, monkeypatch):
+    widest = native_info().instruction_set
+    if widest not in INSTRUCTION_SETS or INSTRUCTION_SETS.index(instruction_set) > INSTRUCTION_SETS.index(
+        widest
+    ):
+        pytest.skip(f"this processor has no {instruction_set}")
+    monkeypatch.setattr(
+        "streamwise.agents.native.make_stream_step", lambda spec: make_stream_step(spec, instruction_set)
+    )
+    for space, actions, name in ((VECTOR, BOX, "stream-ac"), (GRID, DISCRETE, "stream-q")):
+        for rule in RULES:
+            for dtype in ("float32", "float64"):
+                reference, native = pair(
+                    name, space, actions, step_size_rule=rule, dtype=dtype, hidden_size=24
+                )
+                samples = random_samples(np.random.default_rng(5), space, actions, 10)
+                assert_single_updates_agree(reference, native, samples, TOLERANCE[dtype])
+
+
+def test_an_instruction_set_that_cannot_run_here_is_refused():
+    with pytest.raises(ValueError, match="cannot be used here"):
+        make_stream_step({}, "avx1024")
+
+
+def test_the_arrays_are_the_learners_own():
+    native = pair("stream-ac", VECTOR, BOX)[1]
+    addresses = native.critic.parameters.data_ptr(), native.critic_rule.trace.data_ptr()
+    before = native.critic.parameters.clone(), native.samples.observations.statistics.mean.copy()
+    for sample in random_samples(np.random.default_rng(6), VECTOR, BOX, 3):
+        native.learn_one(sample)
+    assert addresses == (native.critic.parameters.data_ptr(), native.critic_rule.trace.data_ptr())
+    assert not torch.equal(native.critic.parameters, before[0])
+    assert torch.equal(native.critic.module[0].weight.flatten(), native.critic.parameters[: 17 * 128])
+    assert not np.array_equal(native.samples.observations.statistics.mean, before[1])
+
+
+@pytest.mark.parametrize(("name", "actions"), LEARNERS)
+@pytest.mark.parametrize("rule", RULES)
+def test_a_run_may_change_its_back_end_at_any_state(name, actions, rule):
+    reference = pair(name, VECTOR, actions, step_size_rule=rule, dtype="float64", hidden_size=16)[0]
+    samples = list(random_samples(np.random.default_rng(7), VECTOR, actions, 90))
+    for sample in samples:
+        reference.learn_one(sample)
+    current, other = pair(name, VECTOR, actions, step_size_rule=rule, dtype="float64", hidden_size=16)
+    for start in range(0, 90, 30):
+        for sample in samples[start : start + 30]:
+            current.learn_one(sample)
+        other.load_state_dict(current.state_dict())
+        current, other = other, current
+    assert_same_state(current, reference, 1e-9)
+
+
+@pytest.mark.parametrize("observation_type", [np.float32, np.float64, np.int64, np.float16])
+def test_any_dtype_and_layout_of_observation_is_read(observation_type):
+    reference, native = pair("stream-q", VECTOR, DISCRETE, dtype="float64", hidden_size=16)
+    random = np.random.default_rng(8)
+    wide = (random.standard_normal((40, 34)) * 9).astype(observation_type)
+    for row, following in zip(wide[:-1, ::2], wide[1:, ::2], strict=True):  # not contiguous
+        sample = Transition(row, np.int32(1), np.float32(0.5), following, np.bool_(False), np.bool_(False))
+        reference.learn_one(sample)
+        native.learn_one(sample)
+        assert native.act(row, explore=False) == reference.act(row, explore=False)
+    assert_same_state(native, reference, 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "named"),
+    [
+        ({"reward": float("nan")}, NonFiniteSampleError, "step 6: the reward is nan"),
+        ({"observation": np.full(17, np.inf)}, NonFiniteSampleError, "step 6: feature 0 of the observation"),
+        (
+            {"next_observation": np.array([*[0.0] * 16, np.nan])},
+            NonFiniteSampleError,
+            "step 6: feature 16 of the next",
+        ),
+        ({"observation": np.zeros(16)}, ValueError, "step 6: the observation has shape"),
+        ({"action": np.zeros(2, np.float32)}, ValueError, "step 6: the action has shape"),
+        ({"action": np.array([0.0, np.nan, 0.0])}, NonFiniteSampleError, "step 6: feature 1 of the action"),
+    ],
+)
+def test_what_torch_refuses_is_refused_with_the_same_words_and_no_change(changes, error, named):
+    reference, native = pair("stream-ac", VECTOR, BOX, hidden_size=16)
+    samples = list(random_samples(np.random.default_rng(9), VECTOR, BOX, 6))
+    for sample in samples[:5]:
+        reference.learn_one(sample)
+        native.learn_one(sample)
+    before = native.state_dict()
+    messages = []
+    for learner in (reference, native):
+        with pytest.raises(error) as caught:
+            learner.learn_one(samples[5]._replace(**changes))
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+    assert named in messages[0]
+    after = native.state_dict()
+    assert all(torch.equal(after[key], before[key]) for key in before)
+
+
+def test_learners_in_threads_do_what_they_do_alone():
+    def run(agent):
+        for sample in random_samples(np.random.default_rng(10), VECTOR, BOX, 300):
+            agent.act(sample.observation)
+            agent.learn_one(sample)
+
+    together = [pair("stream-ac", VECTOR, BOX, seed=seed)[1] for seed in range(4)]
+    threads = [threading.Thread(target=run, args=(agent,)) for agent in together]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for seed, agent in enumerate(together):
+        alone = pair("stream-ac", VECTOR, BOX, seed=seed)[1]
+        run(alone)
+        assert_same_state(agent, alone, 0.0)
+
+
+def test_a_network_without_a_kernel_runs_on_torch_or_says_why_it_cannot():
+    def tanh(outputs):
+        return nn.Sequential(nn.Linear(17, 16), nn.Tanh(), nn.Linear(16, outputs))
+
+    assert StreamTD(VECTOR, network=tanh).native is None
+    with pytest.raises(UsageError, match="no native kernel for Tanh"):
+        StreamTD(VECTOR, network=tanh, backend="native")
+    assert StreamTD(VECTOR).native is not None
+    assert StreamTD(VECTOR, backend="torch").native is None
+
+
+def test_a_network_of_ones_own_made_of_known_layers_runs_natively():
+    def deep(outputs):
+        return nn.Sequential(
+            nn.Linear(17, 33), nn.LeakyReLU(0.2), nn.Linear(33, 9), LayerNorm(), nn.Linear(9, outputs)
+        )  # fmt: skip
+
+    torch.manual_seed(0)
+    config = StreamAC.Config(dtype="float64")
+    reference = StreamAC(VECTOR, BOX, config, network=deep, backend="torch")
+    native = StreamAC(VECTOR, BOX, config, network=deep, backend="native")
+    samples = random_samples(np.random.default_rng(11), VECTOR, BOX, 20)
+    assert_single_updates_agree(reference, native, samples, 1e-12)
+
+
+@pytest.fixture
+def spec(monkeypatch):
+    """What the native step of a small stream-TD is made from."""
+    seen = {}
+
+    def keep(given):
+        seen.update(given)
+        return make_stream_step(given)
+
+    monkeypatch.setattr("streamwise.agents.native.make_stream_step", keep)
+    StreamTD(VECTOR, config=StreamTD.Config(hidden_size=16))
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("place", "array", "complaint"),
+    [
+        ("parameters", torch.zeros(577, dtype=torch.float64), "parameters must hold float32"),
+        ("parameters", torch.zeros(576), "parameters must hold 577 numbers"),
+        ("trace", torch.zeros(577, 2)[:, 0], "trace is not contiguous"),
+        ("trace", torch.zeros(577, 1), "trace has the wrong shape"),
+        ("trace", [0.0] * 577, "trace is not an array"),
+        ("second_moment", np.broadcast_to(np.float32(0), 577), "second_moment is not"),
+        ("layers", [("linear", 17, 16), ("linear", 15, 1)], "layer 1: takes another number of inputs"),
+        ("layers", [("convolution", 1, 17, 1, 4, 3, 1)], "layer 0: its kernel is too large"),
+        ("layers", [("linear", 17)], "layer 0: too few numbers"),
+        ("layers", [("gru", 17, 16)], "layer 0: unknown kind 'gru'"),
+        ("layers", [("layer_norm",), ("linear", 17, 1)], "layer 0: the first layer must be linear"),
+    ],
+)
+def test_an_array_or_layer_that_does_not_fit_is_refused_by_name(spec, place, array, complaint):
+    with pytest.raises((ValueError, TypeError)) as caught:
+        make_stream_step({**spec, "value": {**spec["value"], place: array}})
+    assert complaint in str(caught.value)
+
+
+def test_a_read_only_array_is_refused(spec):
+    mean = spec["mean"].copy()
+    mean.flags.writeable = False
+    with pytest.raises(TypeError, match="mean is not an array that can be written to"):
+        make_stream_step({**spec, "mean": mean})
+
+
+def test_q_learning_natively_solves_a_corridor():
+    """Ten places in a row, the last one pays: the greedy policy walks straight there."""
+    config = StreamQ.Config(exploration_steps=3_000, discount=0.9)
+    agent = StreamQ(spaces.Box(0.0, 1.0, (10,), np.float32), spaces.Discrete(2), config)
+    assert agent.native is not None
+    place, eye = 0, np.eye(10, dtype=np.float32)
+    for step in range(6_000):
+        action = agent.act(eye[place])
+        following = min(max(place + (1 if action else -1), 0), 9)
+        ended = following == 9
+        late = (step + 1) % 100 == 0
+        agent.learn_one(Transition(eye[place], action, float(ended), eye[following], ended, late))
+        place = 0 if ended or late else following
+    assert [agent.act(eye[place], explore=False) for place in range(9)] == [1] * 9
