@@ -15,6 +15,7 @@ from torch import nn
 
 from streamwise.agents import AGENTS
 from streamwise.agents.statistics import RewardScaler, TransitionNormalizer
+from streamwise.kernels import native_info
 from streamwise.streams import Transition
 
 FEATURES = 12  # sparse initialization cuts every weight of a unit with fewer than 10 inputs
@@ -30,27 +31,38 @@ same_examples = settings(max_examples=60, deadline=None, derandomize=True)
 
 @dataclass(frozen=True)
 class Case:
-    """One learner on one kind of action, for the contract tests. A new learner is one more line below."""
+    """One learner on one kind of action and one back end, for the contract tests."""
 
     name: str
     actions: spaces.Space[Any] | None
+    backend: str
 
     def make(self, *, seed: int = 0, network: Any = None, **changes: Any) -> Any:
         agent = AGENTS[self.name]
         config = agent.Config(**{"hidden_size": HIDDEN, **changes})
-        return agent(OBSERVATIONS, self.actions, config, seed=seed, network=network)
+        # A network of one's own may have no native kernel; "auto" is what a user would say then.
+        backend = self.backend if network is None else {"native": "auto"}.get(self.backend, self.backend)
+        return agent(OBSERVATIONS, self.actions, config, seed=seed, network=network, backend=backend)
 
     def __str__(self) -> str:
-        return f"{self.name}-{type(self.actions).__name__}"
+        return f"{self.name}-{type(self.actions).__name__}-{self.backend}"
 
 
-CASES = [
-    Case("stream-ac", BOX_ACTIONS),
-    Case("stream-ac", DISCRETE_ACTIONS),
-    Case("stream-q", DISCRETE_ACTIONS),
-    Case("stream-sarsa", DISCRETE_ACTIONS),
-    Case("stream-td", None),
+# A new learner is one more line here, and meets every check of the contract.
+LEARNERS = [
+    ("stream-ac", BOX_ACTIONS),
+    ("stream-ac", DISCRETE_ACTIONS),
+    ("stream-q", DISCRETE_ACTIONS),
+    ("stream-sarsa", DISCRETE_ACTIONS),
+    ("stream-td", None),
 ]
+BACKENDS = ["torch"] if native_info() is None else ["torch", "native"]
+CASES = [Case(*learner, backend) for backend in BACKENDS for learner in LEARNERS]
+
+
+def cases(name: str) -> list[Case]:
+    """Every case of one learner."""
+    return [case for case in CASES if case.name == name]
 
 
 class World:
@@ -160,11 +172,15 @@ def linear_agent(name: str, features: int, actions: Any = None, weights: Any = N
         nn.init.zeros_(layer.weight)
         return layer
 
-    agent = agent_type(space, actions, config, network=build)
+    agent = agent_type(space, actions, config, network=build, backend="torch")
     agent.samples = IdentityNormalizer((features,), config.discount, config.torch_dtype)
     if weights is not None:
         agent.network.parameters.copy_(torch.as_tensor(weights))
     return agent
+
+
+def episode_starts(agent: Any) -> bool:
+    return bool(agent.state_dict()["episode_starts"])
 
 
 def one_hot(index: int, features: int) -> np.ndarray:

@@ -390,7 +390,7 @@ def test_the_seed_of_an_agent_is_the_seed_of_its_published_network(case: Case):
 def test_images_are_learned_from_too(case: Case):
     """uint8 frames, as Atari gives them."""
     space = spaces.Box(0, 255, (4, 84, 84), np.uint8)
-    agent = AGENTS[case.name](space, case.actions, AGENTS[case.name].Config())
+    agent = AGENTS[case.name](space, case.actions, backend=case.backend)
     random = np.random.default_rng(0)
     frames = [random.integers(0, 256, (4, 84, 84)).astype(np.uint8) for _ in range(3)]
     for before, after in itertools.pairwise(frames):

@@ -127,7 +127,7 @@ def test_a_time_feature_needs_a_flat_observation(name):
 def test_the_time_feature_is_not_normalized_and_without_the_setting_it_is(name):
     for time_feature in (True, False):
         config = AGENTS[name].Config(time_feature=time_feature, hidden_size=10)
-        agent = AGENTS[name](OBSERVATIONS, spaces.Discrete(2), config)
+        agent = AGENTS[name](OBSERVATIONS, spaces.Discrete(2), config, backend="torch")
         agent.samples.observations.update(np.full(FEATURES, 0.75))
         seen = agent.samples.observe(np.full(FEATURES, 0.25))
         normalized = torch.full((FEATURES,), -0.5)

@@ -3,27 +3,37 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import spec_reference as spec
-from agents_support import CASES, FEATURES, HIDDEN, RULES, World, linear_agent, one_hot, recorded, traces
+from agents_support import (
+    FEATURES,
+    HIDDEN,
+    RULES,
+    World,
+    cases,
+    episode_starts,
+    linear_agent,
+    one_hot,
+    recorded,
+    traces,
+)
 from gymnasium import spaces
 from scipy import stats
 
 from streamwise.streams import Transition
-
-CASE = CASES[2]
 
 
 def greedy(agent, observation) -> int:
     return agent.act(observation, explore=False)
 
 
+@pytest.mark.parametrize("case", cases("stream-q"), ids=str)
 @pytest.mark.parametrize("rule", RULES)
-def test_the_trace_is_cut_after_an_exploratory_action_and_only_then(rule):
-    agent, world = CASE.make(step_size_rule=rule), World(time_limit_steps=1000)
+def test_the_trace_is_cut_after_an_exploratory_action_and_only_then(case, rule):
+    agent, world = case.make(step_size_rule=rule), World(time_limit_steps=1000)
     cut = kept = 0
     for t in range(60):
         best = greedy(agent, world.observation)
         transition = world.step(best if t % 3 else (best + 1) % 3)
-        first = agent.samples.episode_starts
+        first = episode_starts(agent)
         agent.learn_one(transition)
         ended = transition.terminated or transition.truncated
         if first or ended:
@@ -53,13 +63,14 @@ def test_the_exploratory_update_itself_still_reaches_back():
     assert not agent.rule.trace.any()
 
 
+@pytest.mark.parametrize("case", cases("stream-q"), ids=str)
 @pytest.mark.parametrize("bootstrap", [True, False])
 @pytest.mark.parametrize("rule", RULES)
-def test_every_step_is_the_step_of_the_formulas(rule, bootstrap):
-    agent = CASE.make(dtype="float64", step_size_rule=rule, bootstrap_on_truncation=bootstrap)
+def test_every_step_is_the_step_of_the_formulas(case, rule, bootstrap):
+    agent = case.make(dtype="float64", step_size_rule=rule, bootstrap_on_truncation=bootstrap)
     network = spec.Network(agent.network.parameters, FEATURES, HIDDEN, 3)
     past, statistics = spec.History(0.99 * 0.8), spec.Statistics(0.99)
-    for transition in recorded(CASE, 40):
+    for transition in recorded(case, 40):
         metrics = agent.learn_one(transition)
         s, r, s_next = statistics.take(transition)
         done = transition.terminated or (transition.truncated and not bootstrap)
@@ -96,9 +107,10 @@ def test_actions_are_random_as_often_as_epsilon_says(epsilon):
         assert stats.chisquare(counts, wanted).pvalue > 0.01
 
 
-def test_epsilon_falls_with_the_steps_learned_from():
-    agent = CASE.make(exploration_steps=10)
-    shown = [agent.learn_one(transition)["epsilon"] for transition in recorded(CASE, 15)]
+@pytest.mark.parametrize("case", cases("stream-q"), ids=str)
+def test_epsilon_falls_with_the_steps_learned_from(case):
+    agent = case.make(exploration_steps=10)
+    shown = [agent.learn_one(transition)["epsilon"] for transition in recorded(case, 15)]
     np.testing.assert_allclose(shown, [1.0 - 0.099 * min(t, 10) for t in range(15)], rtol=1e-12)
 
 

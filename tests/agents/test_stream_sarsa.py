@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import spec_reference as spec
 from agents_support import (
-    CASES,
     FEATURES,
     HIDDEN,
     RULES,
     World,
     bits,
+    cases,
+    episode_starts,
     linear_agent,
     one_hot,
     recorded,
@@ -17,14 +18,14 @@ from agents_support import (
 )
 from gymnasium import spaces
 
+from streamwise.agents.generator import CounterGenerator
 from streamwise.streams import Transition
 
-CASE = CASES[3]
 
-
+@pytest.mark.parametrize("case", cases("stream-sarsa"), ids=str)
 @pytest.mark.parametrize("rule", RULES)
-def test_the_trace_is_kept_after_an_exploratory_action(rule):
-    agent, world = CASE.make(step_size_rule=rule), World(time_limit_steps=1000)
+def test_the_trace_is_kept_after_an_exploratory_action(case, rule):
+    agent, world = case.make(step_size_rule=rule), World(time_limit_steps=1000)
     checked = 0
     for _ in range(40):
         best = agent.act(world.observation, explore=False)
@@ -42,30 +43,33 @@ def test_the_trace_is_kept_after_an_exploratory_action(rule):
     assert checked > 10
 
 
-def test_the_action_of_the_target_is_the_action_taken():
-    agent, world = CASE.make(epsilon_end=1.0, exploration_steps=0), World()
+@pytest.mark.parametrize("case", cases("stream-sarsa"), ids=str)
+def test_the_action_of_the_target_is_the_action_taken(case):
+    agent, world = case.make(epsilon_end=1.0, exploration_steps=0), World()
     for _ in range(60):
         chosen = int(agent.state_dict()["next_action"])
         action = agent.act(world.observation)
         assert chosen in (-1, action)
-        assert (chosen == -1) == agent.samples.episode_starts
+        assert (chosen == -1) == episode_starts(agent)
         agent.learn_one(world.step(action))
 
 
+@pytest.mark.parametrize("case", cases("stream-sarsa"), ids=str)
 @pytest.mark.parametrize("ending", ["terminated", "truncated"])
-def test_no_action_is_carried_into_the_next_episode(ending):
+def test_no_action_is_carried_into_the_next_episode(case, ending):
     """Even where transitions come from a recording, and nobody ever calls `act`."""
-    agent = CASE.make()
-    first, second, *_ = recorded(CASE, 2)
+    agent = case.make()
+    first, second, *_ = recorded(case, 2)
     agent.learn_one(first)
     assert int(agent.state_dict()["next_action"]) >= 0
     agent.learn_one(second._replace(**{ending: True}))
     assert int(agent.state_dict()["next_action"]) == -1
 
 
-def test_evaluating_in_the_middle_of_a_run_leaves_the_pending_action_in_place():
-    agent = CASE.make(epsilon_end=1.0, exploration_steps=0)
-    for transition in recorded(CASE, 20):
+@pytest.mark.parametrize("case", cases("stream-sarsa"), ids=str)
+def test_evaluating_in_the_middle_of_a_run_leaves_the_pending_action_in_place(case):
+    agent = case.make(epsilon_end=1.0, exploration_steps=0)
+    for transition in recorded(case, 20):
         agent.learn_one(transition)
         pending = int(agent.state_dict()["next_action"])
         before = bits(agent)
@@ -75,10 +79,11 @@ def test_evaluating_in_the_middle_of_a_run_leaves_the_pending_action_in_place():
             assert agent.act(transition.next_observation) == pending
 
 
+@pytest.mark.parametrize("case", cases("stream-sarsa"), ids=str)
 @pytest.mark.parametrize("bootstrap", [True, False])
 @pytest.mark.parametrize("rule", RULES)
-def test_every_step_is_the_step_of_the_formulas(rule, bootstrap):
-    agent = CASE.make(
+def test_every_step_is_the_step_of_the_formulas(case, rule, bootstrap):
+    agent = case.make(
         dtype="float64",
         step_size_rule=rule,
         bootstrap_on_truncation=bootstrap,
@@ -90,7 +95,8 @@ def test_every_step_is_the_step_of_the_formulas(rule, bootstrap):
     world = World()
     for _ in range(40):
         transition = world.step(agent.act(world.observation))
-        draws_before = agent.generator.state_dict()
+        draws = CounterGenerator(0)
+        draws.load_state_dict(agent.state_dict())
         metrics = agent.learn_one(transition)
         s, r, s_next = statistics.take(transition)
         done = transition.terminated or (transition.truncated and not bootstrap)
@@ -100,9 +106,8 @@ def test_every_step_is_the_step_of_the_formulas(rule, bootstrap):
             values = network.value(s_next)
             chosen = int(agent.state_dict()["next_action"])
             if chosen < 0:  # cut by the clock: the action that would have come is drawn again, as it was
-                agent.generator.load_state_dict(draws_before)
-                random = agent.generator.uniform() < 0.5
-                chosen = agent.generator.integer(3) if random else int(values.argmax())
+                random = draws.uniform() < 0.5
+                chosen = draws.integer(3) if random else int(values.argmax())
             following = 0.99 * values[chosen]
         td_error = r + following - outputs[transition.action].item()
         network.flat += {

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import spec_reference as spec
 from agents_support import (
-    CASES,
     FEATURES,
     HIDDEN,
     OBSERVATIONS,
     RULES,
+    cases,
     linear_agent,
     one_hot,
     recorded,
@@ -116,10 +116,11 @@ def test_small_steps_sum_up_to_the_offline_lambda_return_update(
     np.testing.assert_allclose(change, wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("case", cases("stream-td"), ids=str)
 @pytest.mark.parametrize("bootstrap", [True, False])
 @pytest.mark.parametrize("rule", RULES)
-def test_every_step_is_the_step_of_the_formulas(rule, bootstrap):
-    case, c = CASES[-1], StreamTDConfig(dtype="float64", step_size_rule=rule)
+def test_every_step_is_the_step_of_the_formulas(case, rule, bootstrap):
+    c = StreamTDConfig(dtype="float64", step_size_rule=rule)
     agent = case.make(dtype="float64", step_size_rule=rule, bootstrap_on_truncation=bootstrap)
     network = spec.Network(agent.network.parameters, FEATURES, HIDDEN, 1)
     past, statistics = spec.History(0.99 * 0.8), spec.Statistics(0.99)
@@ -179,10 +180,11 @@ def test_a_prediction_is_in_the_rewards_own_units():
     assert large == pytest.approx(1000.0 * small, rel=0.02)
 
 
-def test_the_metric_prediction_was_made_before_learning():
-    agent = CASES[-1].make()
+@pytest.mark.parametrize("case", cases("stream-td"), ids=str)
+def test_the_metric_prediction_was_made_before_learning(case):
+    agent = case.make()
     opens = True
-    for transition in recorded(CASES[-1], 40):
+    for transition in recorded(case, 40):
         before = agent.predict_one(transition.observation)
         prediction = agent.learn_one(transition)["prediction"]
         if not opens:  # the first observation of an episode is counted only when it is learned from
@@ -190,7 +192,8 @@ def test_the_metric_prediction_was_made_before_learning():
         opens = transition.terminated or transition.truncated
 
 
-def test_actions_are_not_looked_at():
-    first, second = CASES[-1].make(), CASES[-1].make()
-    for transition in recorded(CASES[-1], 10):
+@pytest.mark.parametrize("case", cases("stream-td"), ids=str)
+def test_actions_are_not_looked_at(case):
+    first, second = case.make(), case.make()
+    for transition in recorded(case, 10):
         assert first.learn_one(transition) == second.learn_one(transition._replace(action=np.array([np.nan])))
