@@ -11,12 +11,14 @@ and prints a table. Runs that have finished are not repeated, so the script can 
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -24,6 +26,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from streamwise.envs import make
 from streamwise.runs.statistics import running_mean
 
 
@@ -43,7 +46,7 @@ class Case:
         return root / f"{self.environment.replace('/', '-')}-{self.agent}-{self.rule}-seed{seed}"
 
 
-def _both_rules(environment: str, agent: str, published: str, steps: int, seeds: int) -> list[Case]:
+def _both_rules(environment: str, agent: str, published: str, steps: int, seeds: int = 5) -> list[Case]:
     """The published ObGD settings, and the defaults of `train` (the Intentional rule)."""
     return [
         Case(environment, agent, "obgd", ("--preset", published), steps, seeds),
@@ -52,15 +55,17 @@ def _both_rules(environment: str, agent: str, published: str, steps: int, seeds:
 
 
 CASES = [
-    *_both_rules("HalfCheetah-v5", "stream-ac", "stream-x", 200_000, seeds=5),
-    *_both_rules("CartPole-v1", "stream-q", "stream-x-q", 100_000, seeds=5),
-    *_both_rules("CartPole-v1", "stream-sarsa", "stream-x-sarsa", 100_000, seeds=5),
-    *_both_rules("Hopper-v5", "stream-ac", "stream-x", 200_000, seeds=3),
-    *_both_rules("Walker2d-v5", "stream-ac", "stream-x", 200_000, seeds=3),
-    *_both_rules("dm_control/cheetah-run-v0", "stream-ac", "stream-x", 200_000, seeds=2),
-    *_both_rules("dm_control/walker-walk-v0", "stream-ac", "stream-x", 200_000, seeds=2),
-    Case("MinAtar/Breakout-v1", "stream-q", "obgd", ("--preset", "stream-x-minatar"), 200_000, 2),
-    Case("MinAtar/Breakout-v1", "stream-q", "intentional", ("--preset", "intentional-q-minatar"), 200_000, 2),
+    *_both_rules("HalfCheetah-v5", "stream-ac", "stream-x", 200_000),
+    *_both_rules("Hopper-v5", "stream-ac", "stream-x", 200_000),
+    *_both_rules("Walker2d-v5", "stream-ac", "stream-x", 200_000),
+    *_both_rules("dm_control/cheetah-run-v0", "stream-ac", "stream-x", 200_000),
+    *_both_rules("dm_control/walker-walk-v0", "stream-ac", "stream-x", 200_000),
+    *_both_rules("CartPole-v1", "stream-q", "stream-x-q", 100_000),
+    *_both_rules("CartPole-v1", "stream-sarsa", "stream-x-sarsa", 100_000),
+    Case("MinAtar/Breakout-v1", "stream-q", "obgd", ("--preset", "stream-x-minatar"), 1_000_000, 5),
+    Case(
+        "MinAtar/Breakout-v1", "stream-q", "intentional", ("--preset", "intentional-q-minatar"), 1_000_000, 5
+    ),
     Case("ALE/Pong-v5", "stream-q", "obgd", ("--preset", "stream-x-atari"), 20_000, 1),
     Case("ALE/Pong-v5", "stream-q", "intentional", ("--agent", "stream-q"), 20_000, 1),
 ]
@@ -76,6 +81,8 @@ class Options:
     """Where the runs go; finished ones are kept."""
     jobs: int = 2
     """Runs at a time, each on one core."""
+    backend: Literal["auto", "native", "torch"] = "auto"
+    """What runs the updates; give torch its own --out."""
     table: bool = False
     """Run nothing; print what has been measured."""
 
@@ -86,12 +93,13 @@ def main(options: Options) -> None:
         options.out.mkdir(parents=True, exist_ok=True)
         jobs = [(case, seed) for case in cases for seed in range(case.seeds)]
         with ThreadPoolExecutor(options.jobs) as pool:
-            for future in [pool.submit(_run, case, seed, options.out) for case, seed in jobs]:
+            for future in [pool.submit(_run, case, seed, options) for case, seed in jobs]:
                 future.result()
     Console(width=150 if not sys.stdout.isatty() else None).print(_table(cases, options.out))
 
 
-def _run(case: Case, seed: int, root: Path) -> None:
+def _run(case: Case, seed: int, options: Options) -> None:
+    root = options.out
     directory = case.directory(root, seed)
     if (directory / "report.html").is_file():
         return
@@ -100,7 +108,7 @@ def _run(case: Case, seed: int, root: Path) -> None:
         command += ["resume", str(directory)]
     else:
         command += ["train", case.environment, *case.flags, "--steps", str(case.steps)]
-        command += ["--seed", str(seed), "--out", str(directory)]
+        command += ["--seed", str(seed), "--out", str(directory), "--backend", options.backend]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with (root / f"{directory.name}.log").open("a") as log:
         code = subprocess.run(command, stdout=log, stderr=log, env=environment, check=False).returncode
@@ -117,6 +125,7 @@ def _table(cases: list[Case], root: Path) -> Table:
         "seeds",
         "at the end",
         "best at any time",
+        "random policy",
         "steps/s",
     ):
         table.add_column(name, justify="left" if name in ("environment", "agent", "rule") else "right")
@@ -140,9 +149,26 @@ def _table(cases: list[Case], root: Path) -> Table:
             str(len(final)),
             _summary(final),
             _summary(best),
+            _random_policy(case.environment) if final else "",
             f"{np.median(speed):,.0f}" if speed else "",
         )
     return table
+
+
+@functools.cache
+def _random_policy(environment: str, episodes: int = 20) -> str:
+    """The mean return of actions drawn evenly from the action space."""
+    env = make(environment, seed=0)
+    total, ended = 0.0, 0
+    env.reset()
+    while ended < episodes:
+        _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+        total += float(reward)
+        if terminated or truncated:
+            ended += 1
+            env.reset()
+    env.close()
+    return f"{total / episodes:,.1f}"
 
 
 def _summary(values: list[float]) -> str:
