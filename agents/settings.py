@@ -11,7 +11,7 @@ from gymnasium import spaces
 
 from streamwise.agents.networks import FlatNetwork
 from streamwise.agents.step_sizes import AdaptiveObGD, Intentional, ObGD, Rule, StepSizeRule
-from streamwise.streams import UsageError
+from streamwise.streams import Transition, UsageError
 
 __all__ = ["StreamSettings", "observation_shape"]
 
@@ -88,6 +88,10 @@ class StreamSettings:
     def torch_dtype(self) -> torch.dtype:
         """`dtype` as torch names it."""
         return torch.float64 if self.dtype == "float64" else torch.float32
+
+    def value_ends(self, transition: Transition) -> bool:
+        """Return whether nothing is valued beyond this transition."""
+        return transition.terminated or (transition.truncated and not self.bootstrap_on_truncation)
 
     def rule_for(
         self,

@@ -99,8 +99,8 @@ class ObservationNormalizer:
 class RewardScaler:
     """reward / sqrt(variance of the running discounted return + 1e-8); not centred, not clipped.
 
-    The discounted return u follows u = discount * u + reward and starts again at a termination (as in the
-    published code, not at a truncation).
+    The discounted return u follows u = discount * u + reward and starts again where the value's own target
+    does: at a termination, and at a truncation that is not bootstrapped (as in each published code).
     """
 
     def __init__(self, discount: float) -> None:
@@ -108,9 +108,9 @@ class RewardScaler:
         self.discounted_return = 0.0
         self.statistics = RunningStatistics(())
 
-    def scale(self, reward: float, terminated: bool) -> float:
+    def scale(self, reward: float, ended: bool) -> float:
         """Take one reward into account, then return it in units of the return's deviation."""
-        carried = 0.0 if terminated else self.discount * self.discounted_return
+        carried = 0.0 if ended else self.discount * self.discounted_return
         self.discounted_return = carried + reward
         self.statistics.update(np.asarray(self.discounted_return))
         return reward / self.deviation
@@ -154,9 +154,10 @@ class TransitionNormalizer:
         self._check(observation, "observation")
         return self.observations.normalize(observation, self.dtype)
 
-    def learn_one(self, transition: Transition) -> tuple[Tensor, float, Tensor]:
+    def learn_one(self, transition: Transition, value_ends: bool) -> tuple[Tensor, float, Tensor]:
         """Take one transition into account; return observation, reward and next observation, normalized.
 
+        value_ends: nothing is valued beyond this transition.
         Raises NonFiniteSampleError and ValueError (a wrong shape), both before any state has changed.
         """
         self.check(transition)
@@ -168,7 +169,7 @@ class TransitionNormalizer:
         next_observation = self.observations.normalize(transition.next_observation, self.dtype)
         # A NumPy scalar would pass its type on: float32 would take precision from the running return, and
         # np.float64 would make booleans of NumPy's out of comparisons further on.
-        reward = self.rewards.scale(float(transition.reward), transition.terminated)
+        reward = self.rewards.scale(float(transition.reward), value_ends)
         self.episode_starts = transition.terminated or transition.truncated
         return observation, reward, next_observation
 

@@ -169,7 +169,7 @@ class Intentional:
 
         norm = square.div_(v).sum().item()
         if decay < 1.0:
-            self.gradient_norm += (1.0 - decay) * (norm - self.gradient_norm)
+            self.gradient_norm = decay * self.gradient_norm + (1.0 - decay) * norm
             sigma = self.gradient_norm / (1.0 - self.decay_product)
         else:  # the limit of the corrected mean as the decay goes to 1: the plain mean
             self.gradient_norm += (norm - self.gradient_norm) / self.updates

@@ -116,13 +116,11 @@ class StreamAC:
             return self.native.learn_one(transition)
         c = self.config
         self._check(transition)
-        observation, reward, next_observation = self.samples.learn_one(transition)
+        value_ends = c.value_ends(transition)
+        observation, reward, next_observation = self.samples.learn_one(transition, value_ends)
 
         value = self.critic(observation)[0]
-        if transition.terminated or (transition.truncated and not c.bootstrap_on_truncation):
-            next_value = 0.0
-        else:
-            next_value = self.critic.predict(next_observation).item()
+        next_value = 0.0 if value_ends else self.critic.predict(next_observation).item()
         td_error = reward + c.discount * next_value - value.item()
 
         # An entropy bonus that follows the sign of the TD error pushes towards exploring when the update

@@ -101,14 +101,12 @@ class StreamQ:
         c = self.config
         action = self._check(transition)
         epsilon = c.epsilon(self.samples.steps)
-        observation, reward, next_observation = self.samples.learn_one(transition)
+        value_ends = c.value_ends(transition)
+        observation, reward, next_observation = self.samples.learn_one(transition, value_ends)
 
         values = self.network(observation)
         value = values[action]
-        if transition.terminated or (transition.truncated and not c.bootstrap_on_truncation):
-            next_value = 0.0
-        else:
-            next_value = self.network.predict(next_observation).max().item()
+        next_value = 0.0 if value_ends else self.network.predict(next_observation).max().item()
         td_error = reward + c.discount * next_value - value.item()
 
         step = self.rule.update(

@@ -111,12 +111,13 @@ class StreamSARSA:
         c = self.config
         action = self._check(transition)
         epsilon = c.epsilon(self.samples.steps)
-        observation, reward, next_observation = self.samples.learn_one(transition)
+        value_ends = c.value_ends(transition)
+        observation, reward, next_observation = self.samples.learn_one(transition, value_ends)
         ended = transition.terminated or transition.truncated
 
         self.next_action = None  # a recorded stream never calls `act` to take it
         value = self.network(observation)[action]
-        if transition.terminated or (transition.truncated and not c.bootstrap_on_truncation):
+        if value_ends:
             next_value = 0.0
         else:
             next_values = self.network.predict(next_observation)

@@ -82,13 +82,11 @@ class StreamTD:
             return self.native.learn_one(transition)
         c = self.config
         deviation = self.samples.rewards.deviation
-        observation, reward, next_observation = self.samples.learn_one(transition)
+        value_ends = c.value_ends(transition)
+        observation, reward, next_observation = self.samples.learn_one(transition, value_ends)
 
         value = self.network(observation)[0]
-        if transition.terminated or (transition.truncated and not c.bootstrap_on_truncation):
-            next_value = 0.0
-        else:
-            next_value = self.network.predict(next_observation).item()
+        next_value = 0.0 if value_ends else self.network.predict(next_observation).item()
         td_error = reward + c.discount * next_value - value.item()
 
         step = self.rule.update(

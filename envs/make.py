@@ -77,7 +77,8 @@ def make(
     `max_episode_steps`.
 
     Observations: images stay uint8 (Atari: the last four frames, [4, 84, 84]), grids (MinAtar) become float32
-    in their own shape, everything else one flat float32 array; `FlattenObservations` says in which order.
+    in their own shape, a flat float64 array stays one, everything else becomes one flat float32
+    array; `FlattenObservations` says in which order.
     Actions: Box ones are clipped to their bounds, Discrete ones count from 0. Rewards are untouched.
 
     Atari follows Machado et al. (2018): up to 30 no-ops at a reset, each action for 4 frames, the last two

@@ -1,6 +1,6 @@
 """Wrappers that give every environment one of few shapes: what an agent sees, and what it may do.
 
-After `standard_observations` an observation is a flat float32 array, or an image or grid in its own shape.
+After `standard_observations` an observation is a flat float array, or an image or grid in its own shape.
 After `standard_actions` an action is a one-dimensional float Box or a Discrete that counts from 0.
 """
 
@@ -46,7 +46,8 @@ def standard_observations(env: Environment, name: str) -> Environment:
     """Return `env` with observations that every agent can read.
 
     A uint8 Box of two or more dimensions is an image and stays as it is; a boolean one is a grid and becomes
-    float32 in its own shape; everything else becomes a flat float32 array (see `FlattenObservations`).
+    float32 in its own shape; a flat float32 or float64 one needs nothing; everything else becomes a flat
+    float32 array (see `FlattenObservations`).
     Raises UsageError for spaces of no fixed size (Text, Sequence, Graph, OneOf).
     """
     space = env.observation_space
@@ -55,7 +56,7 @@ def standard_observations(env: Environment, name: str) -> Environment:
             return env
         if len(space.shape) >= 2 and space.dtype == np.bool_:
             return BooleanGridToFloat(env)
-        if len(space.shape) == 1 and space.dtype == np.float32:
+        if len(space.shape) == 1 and space.dtype in (np.float32, np.float64):
             return env
     unreadable = _first_unreadable(space)
     if unreadable is not None:

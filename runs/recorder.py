@@ -64,8 +64,11 @@ class Recorder:
         self._length += 1
         self._return += transition.reward
         sums = self._sums
-        for name, value in metrics.items():
-            sums[name] = sums.get(name, 0.0) + value
+        if sums:
+            for name in sums:
+                sums[name] += metrics[name]
+        else:
+            sums.update(metrics)
         if self.is_series:
             self._predictions.append((self.step, metrics["prediction"], transition.reward))
             if self._length == SERIES_INTERVAL or transition.truncated:

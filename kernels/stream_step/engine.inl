@@ -72,6 +72,32 @@ static void affine(const T* __restrict weight, const T* __restrict bias, const T
   }
 }
 
+// The same for two inputs at once: the weights, which are what takes time to read, are read once.
+template <class T>
+static void affine_pair(const T* __restrict weight, const T* __restrict bias, const T* __restrict x0,
+                        const T* __restrict x1, T* __restrict y0, T* __restrict y1, int64_t outputs, int64_t inputs) {
+  int64_t o = 0;
+  for (; o + 2 <= outputs; o += 2) {
+    const T *w0 = weight + o * inputs, *w1 = w0 + inputs;
+    T s00 = 0, s01 = 0, s10 = 0, s11 = 0;
+#pragma omp simd reduction(+ : s00, s01, s10, s11)
+    for (int64_t i = 0; i < inputs; ++i) {
+      s00 += w0[i] * x0[i];
+      s01 += w0[i] * x1[i];
+      s10 += w1[i] * x0[i];
+      s11 += w1[i] * x1[i];
+    }
+    y0[o] = bias[o] + s00;
+    y1[o] = bias[o] + s01;
+    y0[o + 1] = bias[o + 1] + s10;
+    y1[o + 1] = bias[o + 1] + s11;
+  }
+  if (o < outputs) {
+    affine(weight + o * inputs, bias + o, x0, y0 + o, 1, inputs);
+    affine(weight + o * inputs, bias + o, x1, y1 + o, 1, inputs);
+  }
+}
+
 // dx[i] = sum_o weight[o, i] dy[o].
 template <class T>
 static void affine_backward(const T* __restrict weight, const T* __restrict dy, T* __restrict dx, int64_t outputs,
@@ -147,65 +173,296 @@ static void multiply(const T* __restrict a, int64_t row, int64_t column, const T
   }
 }
 
-// --- step-size rules: one row of a trace ---------------------------------------------------------------------
+// --- lanes: explicit vectors where the compiler's own code divides ---------------------------------------------
 //
-// The gradient of row o of a linear layer is d * x, with d = dy[o]: it is made here, never stored.
+// A division and a square root per weight cost more than everything else in the adaptive rules. For float32 the
+// processor's estimates, refined by one Newton step, are right to the last digit or two at a fifth of the cost.
 
-template <class T>
-static T obgd_row(T* __restrict z, const T* __restrict x, T d, int64_t n, T decay) {
-  T norm = 0;
-#pragma omp simd reduction(+ : norm)
-  for (int64_t i = 0; i < n; ++i) {
-    const T now = decay * z[i] + d * x[i];
-    z[i] = now;
-    norm += now < 0 ? -now : now;
+#if defined(STREAMWISE_LANES_AVX512)
+struct Lanes {
+  using Vector = __m512;
+  static constexpr int64_t kWidth = 16;
+  static Vector load(const float* x) { return _mm512_loadu_ps(x); }
+  static void store(float* x, Vector v) { _mm512_storeu_ps(x, v); }
+  static Vector all(float x) { return _mm512_set1_ps(x); }
+  static Vector add(Vector a, Vector b) { return _mm512_add_ps(a, b); }
+  static Vector multiply(Vector a, Vector b) { return _mm512_mul_ps(a, b); }
+  static Vector fused(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }    // a b + c
+  static Vector negated(Vector a, Vector b, Vector c) { return _mm512_fnmadd_ps(a, b, c); }  // c - a b
+  static Vector larger(Vector a, Vector b) { return _mm512_max_ps(a, b); }
+  static Vector magnitude(Vector a) { return _mm512_abs_ps(a); }
+  static Vector estimate_inverse_root(Vector a) { return _mm512_rsqrt14_ps(a); }
+  static Vector estimate_inverse(Vector a) { return _mm512_rcp14_ps(a); }
+  static float sum(Vector a) { return _mm512_reduce_add_ps(a); }
+  static __mmask16 first(int64_t n) { return __mmask16((1u << n) - 1u); }
+  static Vector load_first(const float* x, int64_t n) { return _mm512_maskz_loadu_ps(first(n), x); }
+  static void store_first(float* x, Vector v, int64_t n) { _mm512_mask_storeu_ps(x, first(n), v); }
+};
+#elif defined(STREAMWISE_LANES_AVX2)
+struct Lanes {
+  using Vector = __m256;
+  static constexpr int64_t kWidth = 8;
+  static Vector load(const float* x) { return _mm256_loadu_ps(x); }
+  static void store(float* x, Vector v) { _mm256_storeu_ps(x, v); }
+  static Vector all(float x) { return _mm256_set1_ps(x); }
+  static Vector add(Vector a, Vector b) { return _mm256_add_ps(a, b); }
+  static Vector multiply(Vector a, Vector b) { return _mm256_mul_ps(a, b); }
+  static Vector fused(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
+  static Vector negated(Vector a, Vector b, Vector c) { return _mm256_fnmadd_ps(a, b, c); }
+  static Vector larger(Vector a, Vector b) { return _mm256_max_ps(a, b); }
+  static Vector magnitude(Vector a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+  static Vector estimate_inverse_root(Vector a) { return _mm256_rsqrt_ps(a); }
+  static Vector estimate_inverse(Vector a) { return _mm256_rcp_ps(a); }
+  static float sum(Vector a) {
+    const __m128 half = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    const __m128 pair = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(pair, _mm_shuffle_ps(pair, pair, 1)));
   }
-  return norm;
+  static __m256i first(int64_t n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(int(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+  static Vector load_first(const float* x, int64_t n) { return _mm256_maskload_ps(x, first(n)); }
+  static void store_first(float* x, Vector v, int64_t n) { _mm256_maskstore_ps(x, first(n), v); }
+};
+#endif
+
+#if defined(STREAMWISE_LANES_AVX512) || defined(STREAMWISE_LANES_AVX2)
+#define STREAMWISE_LANES 1
+using Vector = Lanes::Vector;
+
+// 1 / sqrt(x), for x of at least 1e-36: below, the estimate would overflow when squared.
+static inline Vector inverse_root(Vector x) {
+  x = Lanes::larger(x, Lanes::all(1e-36f));
+  const Vector y = Lanes::estimate_inverse_root(x);
+  const Vector half_x = Lanes::multiply(Lanes::all(0.5f), x), square = Lanes::multiply(y, y);
+  return Lanes::fused(Lanes::negated(half_x, square, Lanes::all(0.5f)), y, y);
 }
 
-template <class T>
-static T adaptive_row(T* __restrict z, T* __restrict v, T* __restrict scaled, const T* __restrict x, T d, int64_t n,
-                      T decay, T beta, T weight, T correction, T epsilon) {
-  T norm = 0;
-#pragma omp simd reduction(+ : norm)
-  for (int64_t i = 0; i < n; ++i) {
-    const T now = decay * z[i] + d * x[i];
-    z[i] = now;
-    const T moment = beta * v[i] + weight * now * now;
-    v[i] = moment;
-    const T s = now / root(moment * correction + epsilon);
-    scaled[i] = s;
-    norm += s < 0 ? -s : s;
-  }
-  return norm;
+// 1 / (sqrt(x) + epsilon): the root r refined by r + (x - r^2) y / 2 with y the estimate of 1 / r.
+static inline Vector inverse_root_plus(Vector x, Vector epsilon) {
+  x = Lanes::larger(x, Lanes::all(1e-36f));
+  const Vector y = Lanes::estimate_inverse_root(x);
+  const Vector r = Lanes::multiply(x, y);
+  const Vector root_plus =
+      Lanes::fused(Lanes::negated(r, r, x), Lanes::multiply(Lanes::all(0.5f), y), Lanes::add(r, epsilon));
+  const Vector inverse = Lanes::estimate_inverse(root_plus);
+  return Lanes::multiply(inverse, Lanes::negated(root_plus, inverse, Lanes::all(2.0f)));
 }
+#endif
+
+// --- step-size rules: the trace of one layer ------------------------------------------------------------------
+//
+// The gradient of row o of a linear layer is d[o] * x[0..n): it is made here and never stored. Norms are summed in
+// the arrays' precision over a few rows, then in double.
+
+constexpr int64_t kRowsPerSum = 8;
+constexpr int64_t kPiece = 1024;  // of a convolution's gradient: a row of its own, for the same reason
 
 template <class T>
-struct IntentionalNorms {
-  T gradient, trace;
+struct Rows {
+  T *z, *v, *scaled;  // [rows, n]; v and scaled are not used by obgd
+  const T* x;         // [n]
+  const T* squares;   // [n], of x; intentional only
+  const T* d;         // [rows], or null for ones
+  int64_t rows, n;
+  T decay, beta, weight, correction, epsilon;
+
+  T slope(int64_t o) const { return d ? d[o] : T(1); }
 };
 
+struct Norms {
+  double gradient = 0.0, trace = 0.0;
+  double scale = 1.0;  // what `scaled` still has to be multiplied by
+};
+
+// z <- decay z + g. Returns the sum of |z|.
 template <class T>
-static IntentionalNorms<T> intentional_row(T* __restrict z, T* __restrict v, T* __restrict scaled,
-                                           const T* __restrict x, T d, int64_t n, T decay, T beta, T weight,
-                                           T correction, T epsilon) {
-  T gradient_norm = 0, trace_norm = 0;
-#pragma omp simd reduction(+ : gradient_norm, trace_norm)
-  for (int64_t i = 0; i < n; ++i) {
-    const T g = d * x[i];
-    const T square = g * g;
-    const T moment = beta * v[i] + weight * square;
-    v[i] = moment;
-    const T inverse = T(1) / (root(moment * correction) + epsilon);
-    const T now = decay * z[i] + g;
-    z[i] = now;
-    const T s = now * inverse;
-    scaled[i] = s;
-    gradient_norm += square * inverse;
-    trace_norm += now * s;
+static double obgd(const Rows<T>& r) {
+  double norm = 0.0;
+  for (int64_t o = 0; o < r.rows; ++o) {
+    T* __restrict z = r.z + o * r.n;
+    const T* __restrict x = r.x;
+    const T d = r.slope(o), decay = r.decay;
+    T sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < r.n; ++i) {
+      const T now = decay * z[i] + d * x[i];
+      z[i] = now;
+      sum += now < 0 ? -now : now;
+    }
+    norm += double(sum);
   }
-  return {gradient_norm, trace_norm};
+  return norm;
 }
+
+// The same, then v <- beta v + weight z^2 and scaled = z / sqrt(v correction + epsilon). Returns the sum of |scaled|.
+template <class T>
+static double adaptive(const Rows<T>& r) {
+  double norm = 0.0;
+  for (int64_t o = 0; o < r.rows; ++o) {
+    T *__restrict z = r.z + o * r.n, *__restrict v = r.v + o * r.n, *__restrict scaled = r.scaled + o * r.n;
+    const T* __restrict x = r.x;
+    const T d = r.slope(o), decay = r.decay, beta = r.beta, weight = r.weight;
+    const T correction = r.correction, epsilon = r.epsilon;
+    T sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < r.n; ++i) {
+      const T now = decay * z[i] + d * x[i];
+      z[i] = now;
+      const T moment = beta * v[i] + weight * now * now;
+      v[i] = moment;
+      const T s = now / root(moment * correction + epsilon);
+      scaled[i] = s;
+      sum += s < 0 ? -s : s;
+    }
+    norm += double(sum);
+  }
+  return norm;
+}
+
+// v <- beta v + weight g^2, z <- decay z + g and scaled = z / (sqrt(v correction) + epsilon). Returns the norms of
+// gradient and trace, each entry's square divided by the same root.
+template <class T>
+static Norms intentional(const Rows<T>& r) {
+  Norms norms;
+  for (int64_t o = 0; o < r.rows; ++o) {
+    T *__restrict z = r.z + o * r.n, *__restrict v = r.v + o * r.n, *__restrict scaled = r.scaled + o * r.n;
+    const T* __restrict x = r.x;
+    const T d = r.slope(o), decay = r.decay, beta = r.beta, weight = r.weight;
+    const T correction = r.correction, epsilon = r.epsilon;
+    T gradient = 0, trace = 0;
+#pragma omp simd reduction(+ : gradient, trace)
+    for (int64_t i = 0; i < r.n; ++i) {
+      const T g = d * x[i];
+      const T square = g * g;
+      const T moment = beta * v[i] + weight * square;
+      v[i] = moment;
+      const T inverse = T(1) / (root(moment * correction) + epsilon);
+      const T now = decay * z[i] + g;
+      z[i] = now;
+      const T s = now * inverse;
+      scaled[i] = s;
+      gradient += square * inverse;
+      trace += now * s;
+    }
+    norms.gradient += double(gradient);
+    norms.trace += double(trace);
+  }
+  return norms;
+}
+
+#if defined(STREAMWISE_LANES)
+// The same three for float32. Each calls step(at, i, count) for the vectors of its rows: `at` counts from the
+// first row's first weight, `i` within the row, and `count` is less than a vector's width at a row's end only.
+template <class Step, class Sum>
+static inline void each_vector(const Rows<float>& r, Step step, Sum sum) {
+  const float* const x = r.x;
+  const int64_t n = r.n, rows = r.rows, whole = n - n % Lanes::kWidth;
+  for (int64_t o = 0; o < rows; ++o) {
+    const int64_t row = o * n;
+    const Vector d = Lanes::all(r.slope(o));
+    for (int64_t i = 0; i < whole; i += Lanes::kWidth)
+      step(row + i, d, Lanes::load(x + i), [](const float* at) { return Lanes::load(at); },
+           [](float* at, Vector v) { Lanes::store(at, v); });
+    if (whole < n) {
+      const int64_t count = n - whole;
+      step(row + whole, d, Lanes::load_first(x + whole, count),
+           [count](const float* at) { return Lanes::load_first(at, count); },
+           [count](float* at, Vector v) { Lanes::store_first(at, v, count); });
+    }
+    if (o % kRowsPerSum == kRowsPerSum - 1) sum();
+  }
+  sum();
+}
+
+static double obgd(const Rows<float>& r) {
+  float* const z = r.z;  // a copy: vector stores may alias anything reached by reference
+  const Vector decay = Lanes::all(r.decay), none = Lanes::all(0.0f);
+  Vector partial = none;
+  double norm = 0.0;
+  each_vector(
+      r,
+      [=, &partial](int64_t at, Vector d, Vector x, auto load, auto store) {
+        const Vector now = Lanes::fused(decay, load(z + at), Lanes::multiply(d, x));
+        store(z + at, now);
+        partial = Lanes::add(partial, Lanes::magnitude(now));
+      },
+      [&] {
+        norm += double(Lanes::sum(partial));
+        partial = none;
+      });
+  return norm;
+}
+
+static double adaptive(const Rows<float>& r) {
+  float *const z = r.z, *const v = r.v, *const scaled = r.scaled;
+  const Vector decay = Lanes::all(r.decay), beta = Lanes::all(r.beta), weight = Lanes::all(r.weight);
+  const Vector correction = Lanes::all(r.correction), epsilon = Lanes::all(r.epsilon), none = Lanes::all(0.0f);
+  Vector partial = none;
+  double norm = 0.0;
+  each_vector(
+      r,
+      [=, &partial](int64_t at, Vector d, Vector x, auto load, auto store) {
+        const Vector now = Lanes::fused(decay, load(z + at), Lanes::multiply(d, x));
+        store(z + at, now);
+        const Vector moment = Lanes::fused(beta, load(v + at), Lanes::multiply(weight, Lanes::multiply(now, now)));
+        store(v + at, moment);
+        const Vector s = Lanes::multiply(now, inverse_root(Lanes::fused(moment, correction, epsilon)));
+        store(scaled + at, s);
+        partial = Lanes::add(partial, Lanes::magnitude(s));
+      },
+      [&] {
+        norm += double(Lanes::sum(partial));
+        partial = none;
+      });
+  return norm;
+}
+
+static Norms intentional(const Rows<float>& r) {
+  float *const z = r.z, *const v = r.v, *const scaled = r.scaled;
+  const float *const x = r.x, *const squares = r.squares;
+  const int64_t n = r.n, rows = r.rows, whole = n - n % Lanes::kWidth, rest = n - whole;
+  const Vector decay = Lanes::all(r.decay), beta = Lanes::all(r.beta), none = Lanes::all(0.0f);
+  // sqrt(v correction) + epsilon = (sqrt(v) + epsilon / root) root: one multiplication less for each weight.
+  const float correction_root = root(r.correction);
+  const Vector epsilon = Lanes::all(r.epsilon / correction_root);
+  Vector gradient = none, trace = none;
+  Norms norms;
+  norms.scale = 1.0 / double(correction_root);
+  for (int64_t o = 0; o < rows; ++o) {
+    const float slope = r.slope(o);
+    const Vector d = Lanes::all(slope), weight = Lanes::all(r.weight * slope * slope);
+    Vector row_gradient = none;  // of x alone: d is the same along a row
+    auto step = [&](float* z_at, float* v_at, float* scaled_at, Vector x_at, Vector square, auto load, auto store) {
+      const Vector moment = Lanes::fused(weight, square, Lanes::multiply(beta, load(v_at)));
+      const Vector now = Lanes::fused(d, x_at, Lanes::multiply(decay, load(z_at)));
+      const Vector inverse = inverse_root_plus(moment, epsilon);
+      const Vector s = Lanes::multiply(now, inverse);
+      store(v_at, moment);
+      store(z_at, now);
+      store(scaled_at, s);
+      row_gradient = Lanes::fused(square, inverse, row_gradient);
+      trace = Lanes::fused(now, s, trace);
+    };
+    float *const z_row = z + o * n, *const v_row = v + o * n, *const scaled_row = scaled + o * n;
+    for (int64_t i = 0; i < whole; i += Lanes::kWidth)
+      step(z_row + i, v_row + i, scaled_row + i, Lanes::load(x + i), Lanes::load(squares + i),
+           [](const float* at) { return Lanes::load(at); }, [](float* at, Vector value) { Lanes::store(at, value); });
+    if (rest)
+      step(z_row + whole, v_row + whole, scaled_row + whole, Lanes::load_first(x + whole, rest),
+           Lanes::load_first(squares + whole, rest),
+           [rest](const float* at) { return Lanes::load_first(at, rest); },
+           [rest](float* at, Vector value) { Lanes::store_first(at, value, rest); });
+    gradient = Lanes::fused(Lanes::all(slope * slope), row_gradient, gradient);
+    if (o % kRowsPerSum == kRowsPerSum - 1 || o == rows - 1) {
+      norms.gradient += double(Lanes::sum(gradient)) * norms.scale;
+      norms.trace += double(Lanes::sum(trace)) * norms.scale;
+      gradient = trace = none;
+    }
+  }
+  return norms;
+}
+#endif
 
 template <class T>
 static void axpy(T* __restrict w, const T* __restrict z, T factor, int64_t n) {
@@ -251,6 +508,7 @@ class Network {
     }
     input_delta_.allocate(layers_[0].inputs);
     if (rule.kind != RuleKind::obgd) scaled_.allocate(size);
+    if (rule.kind == RuleKind::intentional) squares_.allocate(longest_row());
   }
 
   int64_t outputs() const { return layers_[count_ - 1].outputs; }
@@ -280,6 +538,33 @@ class Network {
     return a.output[count_ - 1].data;
   }
 
+  // Forward passes of two inputs, together where neither is there already.
+  void forward_pair(const T* x0, Activations<T>& a0, const T* x1, Activations<T>& a1) {
+    if (a0.valid || a1.valid) {
+      forward(x0, a0);
+      forward(x1, a1);
+      return;
+    }
+    const size_t bytes = sizeof(T) * static_cast<size_t>(inputs());
+    __builtin_memcpy(a0.input.data, x0, bytes);
+    __builtin_memcpy(a1.input.data, x1, bytes);
+    const T *current0 = a0.input.data, *current1 = a1.input.data;
+    for (int64_t l = 0; l < count_; ++l) {
+      const LayerSpec& layer = layers_[l];
+      if (layer.kind == LayerKind::linear) {
+        const T* weight = parameters + offset_[l];
+        affine_pair(weight, weight + layer.outputs * layer.inputs, current0, current1, a0.output[l].data,
+                    a1.output[l].data, layer.outputs, layer.inputs);
+      } else {
+        forward_layer(l, current0, a0);
+        forward_layer(l, current1, a1);
+      }
+      current0 = a0.output[l].data;
+      current1 = a1.output[l].data;
+    }
+    a0.valid = a1.valid = true;
+  }
+
   // Turn d objective / d outputs into every layer's own, and the convolutions' gradients.
   void backward(const T* output_delta, const Activations<T>& a) {
     __builtin_memcpy(delta_[count_ - 1].data, output_delta, sizeof(T) * static_cast<size_t>(outputs()));
@@ -293,7 +578,7 @@ class Network {
     switch (rule.kind) {
       case RuleKind::obgd: {
         double norm = 0.0;
-        each_row(a, [&](int64_t at, const T* x, T d, int64_t n) { norm += obgd_row(trace + at, x, d, n, T(decay)); });
+        each_layer(a, rows_of(decay, 0.0, 0.0, 0.0), [&](const Rows<T>& rows) { norm += obgd(rows); });
         const double step = bounded_step_size(td_error, norm);
         axpy(parameters, trace, T(step * td_error), size);
         return step;
@@ -301,13 +586,10 @@ class Network {
       case RuleKind::adaptive_obgd: {
         state.updates += 1;
         const double beta = rule.second_moment_decay;
-        const T weight = T((1.0 - beta) * td_error * td_error);
-        const T correction = T(1.0 / (1.0 - __builtin_pow(beta, double(state.updates))));
+        const double correction = 1.0 / (1.0 - __builtin_pow(beta, double(state.updates)));
         double norm = 0.0;
-        each_row(a, [&](int64_t at, const T* x, T d, int64_t n) {
-          norm += adaptive_row(trace + at, second_moment + at, scaled_.data + at, x, d, n, T(decay), T(beta), weight,
-                               correction, T(rule.epsilon));
-        });
+        each_layer(a, rows_of(decay, beta, (1.0 - beta) * td_error * td_error, correction),
+                   [&](const Rows<T>& rows) { norm += adaptive(rows); });
         const double step = bounded_step_size(td_error, norm);
         axpy(parameters, scaled_.data, T(step * td_error), size);
         return step;
@@ -316,17 +598,19 @@ class Network {
         state.updates += 1;
         state.decay_product *= decay;
         const double beta = rule.second_moment_decay;
-        const T correction = T(1.0 / (1.0 - __builtin_pow(beta, double(state.updates))));
-        double norm = 0.0, trace_norm = 0.0;
-        each_row(a, [&](int64_t at, const T* x, T d, int64_t n) {
-          const auto row = intentional_row(trace + at, second_moment + at, scaled_.data + at, x, d, n, T(decay), T(beta),
-                                           T(1.0 - beta), correction, T(rule.epsilon));
-          norm += row.gradient;
-          trace_norm += row.trace;
+        const double correction = 1.0 / (1.0 - __builtin_pow(beta, double(state.updates)));
+        double norm = 0.0, trace_norm = 0.0, scale = 1.0;
+        each_layer(a, rows_of(decay, beta, 1.0 - beta, correction), [&](Rows<T> rows) {
+          for (int64_t i = 0; i < rows.n; ++i) squares_[i] = rows.x[i] * rows.x[i];
+          rows.squares = squares_.data;
+          const Norms norms = intentional(rows);
+          scale = norms.scale;
+          norm += norms.gradient;
+          trace_norm += norms.trace;
         });
         double sigma;
         if (decay < 1.0) {
-          state.gradient_norm += (1.0 - decay) * (norm - state.gradient_norm);
+          state.gradient_norm = decay * state.gradient_norm + (1.0 - decay) * norm;
           sigma = state.gradient_norm / (1.0 - state.decay_product);
         } else {
           state.gradient_norm += (norm - state.gradient_norm) / double(state.updates);
@@ -334,7 +618,7 @@ class Network {
         }
         const double reach = __builtin_sqrt(sigma * trace_norm);
         const double step = rule.intended_change / (reach > 1e-8 ? reach : 1e-8);
-        axpy(parameters, scaled_.data, T(step * tame(td_error, state)), size);
+        axpy(parameters, scaled_.data, T(step * scale * tame(td_error, state)), size);
         return step;
       }
     }
@@ -450,20 +734,33 @@ class Network {
     }
   }
 
-  // Call visit(offset, x, d, n) for every row of parameters, whose gradient is d * x[0..n).
+  Rows<T> rows_of(double decay, double beta, double weight, double correction) const {
+    Rows<T> rows{};
+    rows.decay = T(decay), rows.beta = T(beta), rows.weight = T(weight);
+    rows.correction = T(correction), rows.epsilon = T(rule.epsilon);
+    return rows;
+  }
+
+  // Call visit for the weights and for the biases of every layer that has them.
   template <class Visit>
-  void each_row(const Activations<T>& a, Visit visit) const {
+  void each_layer(const Activations<T>& a, Rows<T> rows, Visit visit) const {
+    auto at = [&](int64_t offset, const T* x, const T* d, int64_t row_count, int64_t n) {
+      rows.z = trace + offset;
+      rows.v = second_moment ? second_moment + offset : nullptr;
+      rows.scaled = scaled_.data + offset;
+      rows.x = x, rows.d = d, rows.rows = row_count, rows.n = n;
+      visit(rows);
+    };
     for (int64_t l = 0; l < count_; ++l) {
       const LayerSpec& layer = layers_[l];
       const T* x = l > 0 ? a.output[l - 1].data : a.input.data;
       if (layer.kind == LayerKind::linear) {
-        const T* d = delta_[l].data;
-        for (int64_t o = 0; o < layer.outputs; ++o) visit(offset_[l] + o * layer.inputs, x, d[o], layer.inputs);
-        visit(offset_[l] + layer.outputs * layer.inputs, d, T(1), layer.outputs);
+        at(offset_[l], x, delta_[l].data, layer.outputs, layer.inputs);
+        at(offset_[l] + layer.outputs * layer.inputs, delta_[l].data, nullptr, 1, layer.outputs);
       } else if (layer.kind == LayerKind::convolution) {
         const int64_t n = gradient_[l].size;
-        for (int64_t at = 0; at < n; at += 512)  // short rows keep float32 sums accurate
-          visit(offset_[l] + at, gradient_[l].data + at, T(1), n - at < 512 ? n - at : 512);
+        for (int64_t first = 0; first < n; first += kPiece)
+          at(offset_[l] + first, gradient_[l].data + first, nullptr, 1, n - first < kPiece ? n - first : kPiece);
       }
     }
   }
@@ -508,6 +805,16 @@ class Network {
       for (int64_t k = 0; k < patch; ++k) to[k * channels + c] = weight[c * patch + k];
   }
 
+  int64_t longest_row() const {
+    int64_t longest = kPiece;
+    for (int64_t l = 0; l < count_; ++l) {
+      const LayerSpec& layer = layers_[l];
+      if (layer.kind == LayerKind::linear && layer.inputs > longest) longest = layer.inputs;
+      if (layer.kind == LayerKind::linear && layer.outputs > longest) longest = layer.outputs;
+    }
+    return longest;
+  }
+
   double bounded_step_size(double td_error, double norm) const {
     const double magnitude = __builtin_fabs(td_error) > 1.0 ? __builtin_fabs(td_error) : 1.0;
     const double overshoot = rule.step_size * rule.overshoot_margin * magnitude * norm;
@@ -532,6 +839,7 @@ class Network {
   Array<T> delta_[kMaxLayers];  // d objective / d output of each layer
   Array<T> input_delta_;
   Array<T> gradient_[kMaxLayers], transposed_[kMaxLayers], patch_delta_[kMaxLayers];  // convolutions
+  Array<T> squares_;
   Array<T> scaled_;  // trace / root mean square, kept between the norm and the step
   uint64_t weights_version_ = 1;
   uint64_t transposed_version_[kMaxLayers] = {};

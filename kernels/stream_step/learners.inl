@@ -87,8 +87,8 @@ class Samples {
   }
   void forget() { newest_valid_ = fresh_deviation_ = false; }
 
-  double scale_reward(double reward, bool terminated, LearnerState& state) const {
-    state.discounted_return = (terminated ? 0.0 : discount_ * state.discounted_return) + reward;
+  double scale_reward(double reward, bool ended, LearnerState& state) const {
+    state.discounted_return = (ended ? 0.0 : discount_ * state.discounted_return) + reward;
     state.reward_count += 1;
     const double deviation = state.discounted_return - state.reward_mean;
     state.reward_mean += deviation / double(state.reward_count);
@@ -203,7 +203,7 @@ class NativeLearner : public Learner {
     samples.count(next_observation, next_kind, state);
     samples.normalize(next_observation, next_kind, next.data, state);
     samples.remember(next_observation, next_kind);
-    reward = samples.scale_reward(raw_reward, terminated, state);
+    reward = samples.scale_reward(raw_reward, !bootstraps(terminated, truncated), state);
     state.episode_starts = terminated || truncated;
     return true;
   }
@@ -222,6 +222,17 @@ class NativeLearner : public Learner {
     for (int64_t i = 1; i < spec.actions; ++i)
       if (values[i] > values[best]) best = i;
     return best;
+  }
+
+  // The critic's values now and next; 0 for what comes after an ending.
+  void values(bool terminated, bool truncated, double& value_of, double& next_value) {
+    if (bootstraps(terminated, truncated)) {
+      value.forward_pair(now.data, value_now, next.data, value_next);
+      next_value = double(value.forward(next.data, value_next)[0]);
+    } else {
+      next_value = 0.0;
+    }
+    value_of = double(value.forward(now.data, value_now)[0]);
   }
 
   // One step of the value network towards td_error, along the trace of output `index`.
@@ -285,10 +296,8 @@ class NativeAC final : public NativeLearner<T> {
     if (!this->learn_from(observation, kind, raw_reward, next_observation, next_kind, terminated, truncated, reward))
       return false;
 
-    const double value_of = double(value.forward(this->now.data, this->value_now)[0]);
-    double next_value = 0.0;
-    if (this->bootstraps(terminated, truncated))
-      next_value = double(value.forward(this->next.data, this->value_next)[0]);
+    double value_of, next_value;
+    this->values(terminated, truncated, value_of, next_value);
     const double td_error = reward + spec.discount * next_value - value_of;
 
     const T* outputs = policy.forward(this->now.data, policy_now);
@@ -397,12 +406,14 @@ class NativeQ final : public NativeLearner<T> {  // and SARSA
       return false;
     const bool ended = terminated || truncated;
 
+    const bool bootstraps = this->bootstraps(terminated, truncated);
+    if (bootstraps) value.forward_pair(this->now.data, this->value_now, this->next.data, this->value_next);
     const T* values = value.forward(this->now.data, this->value_now);
     const double value_of = double(values[taken]);
     const bool greedy_taken = taken == this->greedy(values);
     double next_value = 0.0;
     state.next_action = -1;
-    if (this->bootstraps(terminated, truncated)) {
+    if (bootstraps) {
       const T* next_values = value.forward(this->next.data, this->value_next);
       int64_t following = this->greedy(next_values);
       if (is_sarsa()) {
@@ -441,10 +452,8 @@ class NativeTD final : public NativeLearner<T> {
     double reward;
     if (!this->learn_from(observation, kind, raw_reward, next_observation, next_kind, terminated, truncated, reward))
       return false;
-    const double value_of = double(value.forward(this->now.data, this->value_now)[0]);
-    double next_value = 0.0;
-    if (this->bootstraps(terminated, truncated))
-      next_value = double(value.forward(this->next.data, this->value_next)[0]);
+    double value_of, next_value;
+    this->values(terminated, truncated, value_of, next_value);
     const double td_error = reward + spec.discount * next_value - value_of;
     metrics.step_size = this->update_value(0, td_error);
     if (terminated || truncated) value.clear_trace();

@@ -152,7 +152,7 @@ class IdentityNormalizer(TransitionNormalizer):
     def observe(self, observation: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.array(observation)).to(self.dtype)
 
-    def learn_one(self, transition: Transition) -> tuple[torch.Tensor, float, torch.Tensor]:
+    def learn_one(self, transition: Transition, value_ends: bool) -> tuple[torch.Tensor, float, torch.Tensor]:
         self.steps += 1
         return (
             self.observe(transition.observation),

@@ -144,13 +144,13 @@ class Statistics:
         variance = data.var(axis=0, ddof=1) if len(data) > 1 else np.ones_like(x)
         return (x - data.mean(axis=0)) / np.sqrt(variance + 1e-8)
 
-    def take(self, transition: Any) -> tuple[np.ndarray, float, np.ndarray]:
+    def take(self, transition: Any, value_ends: bool) -> tuple[np.ndarray, float, np.ndarray]:
         if self.opens_episode:
             self.seen.append(transition.observation)
         observation = self.observation(transition.observation)
         self.seen.append(transition.next_observation)
         next_observation = self.observation(transition.next_observation)
-        carried = 0.0 if transition.terminated or not self.returns else self.discount * self.returns[-1]
+        carried = 0.0 if value_ends or not self.returns else self.discount * self.returns[-1]
         self.returns.append(carried + transition.reward)
         variance = np.var(self.returns, ddof=1) if len(self.returns) > 1 else 1.0
         self.opens_episode = transition.terminated or transition.truncated

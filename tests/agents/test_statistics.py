@@ -135,7 +135,7 @@ def test_every_observation_enters_the_statistics_exactly_once():
     normalizer = TransitionNormalizer((FEATURES,), 0.99, torch.float64)
     seen, opens = [], True
     for transition in stream:
-        normalizer.learn_one(transition)
+        normalizer.learn_one(transition, transition.terminated)
         seen += [transition.observation] if opens else []
         seen += [transition.next_observation]
         opens = transition.terminated or transition.truncated
@@ -150,9 +150,9 @@ def test_an_observation_looks_the_same_as_next_observation_and_then_as_observati
     """It is normalized by the statistics of the moment it arrived, whichever role it plays."""
     world = World(time_limit_steps=1000)
     normalizer = TransitionNormalizer((FEATURES,), 0.99, torch.float64)
-    before = normalizer.learn_one(world.step(None))[2]
+    before = normalizer.learn_one(world.step(None), False)[2]
     for _ in range(5):
-        observation, _, following = normalizer.learn_one(world.step(None))
+        observation, _, following = normalizer.learn_one(world.step(None), False)
         assert torch.equal(observation, before)
         before = following
 
@@ -162,7 +162,7 @@ def test_a_reward_of_numpy_is_kept_in_float64():
     normalizer = TransitionNormalizer((1,), 0.99, torch.float32)
     x = np.zeros(1)
     for reward in (0.1, 0.2, 0.3):
-        _, scaled, _ = normalizer.learn_one(Transition(x, None, np.float32(reward), x, False, False))
+        _, scaled, _ = normalizer.learn_one(Transition(x, None, np.float32(reward), x, False, False), False)
         assert type(scaled) is float
     exact = 0.0
     for reward in (0.1, 0.2, 0.3):

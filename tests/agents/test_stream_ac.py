@@ -54,7 +54,7 @@ def test_every_step_is_the_step_of_the_formulas(case, rule, bootstrap):
     signs = set()
     for transition in recorded(case, 30):
         metrics = agent.learn_one(transition)
-        s, r, s_next = statistics.take(transition)
+        s, r, s_next = statistics.take(transition, agent.config.value_ends(transition))
         done = transition.terminated or (transition.truncated and not bootstrap)
         value, value_flat = critic.outputs(s)
         td_error = r + (1 - done) * 0.99 * critic.value(s_next)[0] - value.item()

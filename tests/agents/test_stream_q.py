@@ -72,7 +72,7 @@ def test_every_step_is_the_step_of_the_formulas(case, rule, bootstrap):
     past, statistics = spec.History(0.99 * 0.8), spec.Statistics(0.99)
     for transition in recorded(case, 40):
         metrics = agent.learn_one(transition)
-        s, r, s_next = statistics.take(transition)
+        s, r, s_next = statistics.take(transition, agent.config.value_ends(transition))
         done = transition.terminated or (transition.truncated and not bootstrap)
         outputs, flat = network.outputs(s)
         is_greedy = int(outputs.argmax()) == transition.action

@@ -98,7 +98,7 @@ def test_every_step_is_the_step_of_the_formulas(case, rule, bootstrap):
         draws = CounterGenerator(0)
         draws.load_state_dict(agent.state_dict())
         metrics = agent.learn_one(transition)
-        s, r, s_next = statistics.take(transition)
+        s, r, s_next = statistics.take(transition, agent.config.value_ends(transition))
         done = transition.terminated or (transition.truncated and not bootstrap)
         outputs, flat = network.outputs(s)
         following = 0.0

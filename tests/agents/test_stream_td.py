@@ -126,7 +126,7 @@ def test_every_step_is_the_step_of_the_formulas(case, rule, bootstrap):
     past, statistics = spec.History(0.99 * 0.8), spec.Statistics(0.99)
     for transition in recorded(case, 40):
         metrics = agent.learn_one(transition)
-        s, r, s_next = statistics.take(transition)
+        s, r, s_next = statistics.take(transition, agent.config.value_ends(transition))
         done = transition.terminated or (transition.truncated and not bootstrap)
         outputs, flat = network.outputs(s)
         td_error = r + (1 - done) * 0.99 * network.value(s_next)[0] - outputs.item()

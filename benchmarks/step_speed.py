@@ -1,0 +1,329 @@
+"""How close a streaming learner comes to the speed of its environment, and where the time of a step goes.
+
+Per environment, in one process and in alternation, so that a machine that slows down slows everything:
+a native run as `streamwise train` makes it (stream, learner, recorder, progress), the bare environment
+replaying the very actions of that run (contacts decide what a physics step costs), and a torch run.
+
+    OMP_NUM_THREADS=1 python benchmarks/step_speed.py                  # ten minutes on one core
+    OMP_NUM_THREADS=1 python benchmarks/step_speed.py --only Cheetah --no-scaling --no-memory
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+import tyro
+from gymnasium import spaces
+from rich.console import Console
+from rich.table import Table
+
+from streamwise.agents import StreamAC, agent_class
+from streamwise.agents.native import Backend
+from streamwise.envs import EnvironmentStream, make
+from streamwise.kernels import native_info
+from streamwise.runs.loop import StopRequest, learn
+from streamwise.runs.progress import ProgressDisplay
+from streamwise.runs.recorder import Recorder
+from streamwise.streams import Transition
+
+
+@dataclass(frozen=True)
+class Case:
+    """An environment, the agent that lives in it, and how many steps one turn takes."""
+
+    environment: str
+    agent: str = "stream-ac"
+    steps: int = 4_000
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+CASES = [
+    Case("CartPole-v1", "stream-q", 10_000, {"hidden_size": 32, "exploration_steps": 5_000}),
+    Case("HalfCheetah-v5"),
+    Case("Hopper-v5"),
+    Case("Ant-v5"),
+    Case("Humanoid-v5", steps=2_000),
+    Case("dm_control/cheetah-run-v0"),
+    Case("dm_control/dog-walk-v0", steps=1_000),
+    Case("ALE/Pong-v5", "stream-q", 500, {"exploration_steps": 500}),
+    Case("MinAtar/Breakout-v1", "stream-q", 5_000, {"exploration_steps": 5_000}),
+]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Measure steps per second and print tables."""
+
+    only: str = ""
+    """Measure the environments whose name contains this text."""
+    turns: int = 7
+    """Turns of each environment; the medians over turns are printed, the first turn left out."""
+    torch_share: float = 0.1
+    """Steps of a torch turn, as a share of a native one's."""
+    rule: str = "intentional"
+    """The step-size rule."""
+    scaling: bool = True
+    """Also measure learn_one against width and depth of the network."""
+    memory: bool = True
+    """Also measure the memory of a run after 10,000 and after 1,000,000 steps."""
+
+
+class Run:
+    """A run as `streamwise train` makes it, a turn at a time."""
+
+    def __init__(self, case: Case, backend: Backend, rule: str, directory: Path) -> None:
+        self.env = make(case.environment, seed=0)
+        kind = agent_class(case.agent)
+        config = kind.Config(step_size_rule=rule, **case.settings)
+        self.learner = kind(self.env.observation_space, self.env.action_space, config, backend=backend)
+        self.stream = EnvironmentStream(self.env, self._act)
+        self.recorder = Recorder(directory)
+        self.progress = ProgressDisplay(
+            "", 10**9, self.recorder, console=Console(file=(directory / "log").open("w"))
+        )
+        self.actions: list[Any] = []
+        self.rewards = 0.0
+
+    def _act(self, observation: Any) -> Any:
+        action = self.learner.act(observation)
+        self.actions.append(action)
+        return action
+
+    def turn(self, steps: int) -> float:
+        """Run `steps` steps; return the seconds they took."""
+        self.actions.clear()
+        self.recorder.step = 0
+        start = time.perf_counter()
+        learn(
+            self.stream,
+            self.learner,
+            steps=steps,
+            record=self.recorder.record,
+            checkpoint=lambda: None,
+            checkpoint_every=10**9,
+            after_step=self.progress.update,
+            stop=StopRequest(),
+        )
+        return time.perf_counter() - start
+
+
+class BareEnvironment:
+    """The environment alone, as Gymnasium makes it, without our wrappers; Atari keeps its preprocessing."""
+
+    def __init__(self, name: str) -> None:
+        # The stream's own first reset: the same seeds give the same world.
+        seed = int(np.random.SeedSequence((0, 0, 0)).generate_state(1)[0])
+        self.env = make(name, seed=0)
+        if not name.startswith("ALE/"):
+            self.env.close()
+            self.env = gymnasium.make(name, disable_env_checker=True)
+        self.env.reset(seed=seed)
+        space = self.env.action_space
+        self.bounds = (space.low, space.high) if isinstance(space, spaces.Box) else None
+
+    def replay(self, actions: list[Any]) -> tuple[float, float]:
+        """Take the actions; return the seconds it took and the rewards it gave."""
+        if self.bounds:
+            actions = [np.clip(action, *self.bounds) for action in actions]
+        env, rewards = self.env, 0.0
+        start = time.perf_counter()
+        for action in actions:
+            _, reward, terminated, truncated, _ = env.step(action)
+            rewards += reward
+            if terminated or truncated:
+                env.reset()
+        return time.perf_counter() - start, rewards
+
+
+def measure(case: Case, options: Options) -> dict[str, float]:
+    """Return medians over turns: seconds per step of each lane, of act and of learn_one."""
+    with tempfile.TemporaryDirectory() as scratch:
+        directories = [Path(scratch, name) for name in ("native", "torch")]
+        for directory in directories:
+            directory.mkdir()
+        native = Run(case, "native", options.rule, directories[0])
+        slow = Run(case, "torch", options.rule, directories[1])
+        bare = BareEnvironment(case.environment)
+        torch_steps = max(int(case.steps * options.torch_share), 50)
+        turns: list[dict[str, float]] = []
+        for _ in range(options.turns):
+            seconds = native.turn(case.steps)
+            replayed, _ = bare.replay(list(native.actions))
+            turns.append(
+                {
+                    "native": seconds / case.steps,
+                    "environment": replayed / case.steps,
+                    "torch": slow.turn(torch_steps) / torch_steps,
+                    **time_calls(native, case, min(case.steps, 2_000)),
+                }
+            )
+        for run in (native, slow):
+            run.stream.close()
+    measured = turns[1:] or turns
+    return {name: statistics.median(turn[name] for turn in measured) for name in measured[0]}
+
+
+def time_calls(run: Run, case: Case, steps: int) -> dict[str, float]:
+    """Time act and learn_one one by one, in an environment of their own."""
+    kind = type(run.learner)
+    learner = kind(run.env.observation_space, run.env.action_space, run.learner.config, backend="native")
+    learner.load_state_dict(run.learner.state_dict())
+    env = make(case.environment, seed=1)
+    act_time = learn_time = 0.0
+    clock = time.perf_counter
+
+    def act(observation: Any) -> Any:
+        nonlocal act_time
+        start = clock()
+        action = learner.act(observation)
+        act_time += clock() - start
+        return action
+
+    for _, transition in zip(range(steps), EnvironmentStream(env, act), strict=False):
+        start = clock()
+        learner.learn_one(transition)
+        learn_time += clock() - start
+    env.close()
+    return {"act": act_time / steps, "learn_one": learn_time / steps}
+
+
+def speed_table(options: Options) -> Table:
+    """Steps per second of every case."""
+    table = Table(title=f"Steps per second, one core, {options.rule} rule, {_machine()}")
+    columns = ("environment alone", "native", "torch", "native / environment", "native / torch")
+    table.add_column("environment")
+    for name in (*columns, "environment µs", "act µs", "learn_one µs", "rest µs"):
+        table.add_column(name, justify="right")
+    for case in CASES:
+        if options.only not in case.environment:
+            continue
+        m = measure(case, options)
+        rest = m["native"] - m["environment"] - m["act"] - m["learn_one"]
+        table.add_row(
+            case.environment,
+            *(f"{1 / m[lane]:,.0f}" for lane in ("environment", "native", "torch")),
+            f"{m['environment'] / m['native']:.0%}",
+            f"{m['torch'] / m['native']:.1f}",
+            *(f"{seconds * 1e6:.1f}" for seconds in (m["environment"], m["act"], m["learn_one"], rest)),
+        )
+    return table
+
+
+def scaling_table(rule: str) -> Table:
+    """learn_one of stream-AC (17 features, 6 actions) against width and depth."""
+    table = Table(title=f"learn_one of stream-AC, 17 features, 6 actions, {rule} rule, {_machine()}")
+    columns = "hidden layers, width, parameters, float32 µs, MFLOP, GFLOP/s, KB touched, GB/s, torch µs"
+    for name in columns.split(", "):
+        table.add_column(name, justify="right")
+    for depth in (1, 2, 3, 4):
+        for width in (32, 64, 128, 256, 512, 1024):
+            if depth != 2 and width not in (128, 512):
+                continue
+            size, seconds, slow = _time_network(depth, width, rule)
+            # Per weight: two critic passes and one actor pass forward (2 each), one backward (2), trace, moment
+            # and step (about 14 with the intentional rule, 5 with obgd).
+            operations = size * (5.0 + 2.0 + (14.0 if rule == "intentional" else 5.0))
+            # Weights are read four times and written once, trace and moment read and written, the step's
+            # direction written and read.
+            touched = size * 4 * (11 if rule == "intentional" else 8)
+            table.add_row(
+                *(str(depth), str(width), f"{size:,}", f"{seconds * 1e6:.1f}"),
+                *(f"{operations / 1e6:.2f}", f"{operations / seconds / 1e9:.1f}"),
+                *(f"{touched / 1e3:,.0f}", f"{touched / seconds / 1e9:.1f}", f"{slow * 1e6:,.0f}"),
+            )
+    return table
+
+
+def _time_network(depth: int, width: int, rule: str) -> tuple[int, float, float]:
+    from torch import nn
+
+    from streamwise.agents.networks import LayerNorm
+
+    def network(outputs: int) -> nn.Module:
+        sizes = [17, *[width] * depth]
+        hidden = [(nn.Linear(a, b), LayerNorm(), nn.LeakyReLU()) for a, b in itertools.pairwise(sizes)]
+        return nn.Sequential(*(layer for block in hidden for layer in block), nn.Linear(width, outputs))
+
+    random = np.random.default_rng(0)
+    observations = random.standard_normal((257, 17))
+    space, actions = spaces.Box(-np.inf, np.inf, (17,), np.float64), spaces.Box(-1, 1, (6,), np.float32)
+    config = StreamAC.Config(step_size_rule=rule)
+
+    def time_one(backend: Backend, repeats: int) -> float:
+        agent = StreamAC(space, actions, config, network=network, backend=backend)
+        samples = [
+            Transition(observations[i], np.zeros(6, np.float32), 1.0, observations[i + 1], False, False)
+            for i in range(256)
+        ]
+        rounds = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            for sample in samples:
+                agent.learn_one(sample)
+            rounds.append((time.perf_counter() - start) / len(samples))
+        time_one.size = agent.critic.parameters.numel() + agent.actor.parameters.numel()  # type: ignore[attr-defined]
+        return min(rounds)
+
+    slow = time_one("torch", 1)
+    seconds = time_one("native", 8)
+    return time_one.size, seconds, slow  # type: ignore[attr-defined]
+
+
+_MEMORY = """
+import resource, sys
+import numpy as np
+from streamwise.agents import StreamAC
+from streamwise.envs import EnvironmentStream, make
+env = make("Pendulum-v1", seed=0)
+agent = StreamAC(env.observation_space, env.action_space)
+resident = lambda: int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 2**20
+for step, sample in enumerate(EnvironmentStream(env, agent.act), 1):
+    agent.learn_one(sample)
+    if step in (10_000, 1_000_000):
+        print(f"{resident():.1f}", flush=True)
+    if step == 1_000_000:
+        break
+"""
+
+
+def memory_table() -> Table:
+    """Resident memory of a process that learns Pendulum-v1."""
+    table = Table(title="Resident memory of a learning process, Pendulum-v1")
+    table.add_column("after 10,000 steps", justify="right")
+    table.add_column("after 1,000,000 steps", justify="right")
+    result = subprocess.run([sys.executable, "-c", _MEMORY], check=True, capture_output=True, text=True)
+    table.add_row(*(f"{megabytes} MiB" for megabytes in result.stdout.split()))
+    return table
+
+
+def _machine() -> str:
+    info = native_info()
+    return f"native {info.instruction_set}" if info else "no native kernels"
+
+
+def main(options: Options) -> None:
+    torch.set_num_threads(1)
+    console = Console(width=None if sys.stdout.isatty() else 170)
+    tables: list[Callable[[], Table]] = [lambda: speed_table(options)]
+    if options.scaling:
+        tables += [lambda: scaling_table("obgd"), lambda: scaling_table("intentional")]
+    if options.memory:
+        tables.append(memory_table)
+    for table in tables:
+        console.print(table())
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
