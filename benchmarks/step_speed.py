@@ -232,8 +232,8 @@ def scaling_table(rule: str) -> Table:
             if depth != 2 and width not in (128, 512):
                 continue
             size, seconds, slow = _time_network(depth, width, rule)
-            # Per weight: two critic passes and one actor pass forward (2 each), one backward (2), trace, moment
-            # and step (about 14 with the intentional rule, 5 with obgd).
+            # Per weight: two critic passes and one actor pass forward (2 each), one backward (2), trace,
+            # moment and step (about 14 with the intentional rule, 5 with obgd).
             operations = size * (5.0 + 2.0 + (14.0 if rule == "intentional" else 5.0))
             # Weights are read four times and written once, trace and moment read and written, the step's
             # direction written and read.

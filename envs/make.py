@@ -118,6 +118,8 @@ def make(
         else:
             env = _create(spec, name, kwargs)
         on_error.callback(env.close)
+        if family == MUJOCO and render_mode is not None:
+            _follow_with_the_camera(env)
         env = standard_observations(standard_actions(env, name), name)
         if time_feature:
             env = TimeFeature(env, _time_limit_for_feature(env, name))
@@ -280,6 +282,17 @@ def _minatar_specs() -> dict[str, EnvSpec]:
 def _is_of_the_suite(name: str) -> bool:
     """Whether a DM Control name is that of a suite task, `domain-task-v0`: the others have no such hyphen."""
     return "-" in name.removesuffix("-v0")
+
+
+def _follow_with_the_camera(env: Environment) -> None:
+    """Film with the model's own "track" camera, where it has one; Gymnasium's default stays where it is."""
+    import mujoco
+
+    renderer = getattr(env.unwrapped, "mujoco_renderer", None)
+    if renderer is not None:
+        camera = mujoco.mj_name2id(renderer.model, mujoco.mjtObj.mjOBJ_CAMERA, "track")
+        if camera >= 0:
+            renderer.camera_id = camera
 
 
 def _prepare_rendering(family: str) -> None:

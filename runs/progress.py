@@ -6,7 +6,7 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from streamwise.runs.recorder import Recorder
 
@@ -32,15 +32,14 @@ class ProgressDisplay:
         if self.console.is_terminal:
             self._interval = _TERMINAL_INTERVAL_SECONDS
             self._live = Progress(
-                TextColumn("[bold]{task.description}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
+                BarColumn(bar_width=12),  # the whole line fits 80 columns
+                TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
                 TextColumn("{task.fields[status]}"),
-                TimeRemainingColumn(),
+                TimeRemainingColumn(compact=True),
                 console=self.console,
                 refresh_per_second=5,
             )
-            self._task = self._live.add_task(title, total=steps, completed=recorder.step, status="")
+            self._task = self._live.add_task("", total=steps, completed=recorder.step, status="")
         self._shown_at = self._rate_from = time.perf_counter()
         self._rate_step = self._first_step = recorder.step
 

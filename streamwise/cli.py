@@ -161,7 +161,7 @@ def _evaluate(argv: list[str]) -> int:
         low, high = result.interval
         interval = f" (95% interval {low:,.1f} to {high:,.1f})"
     print(
-        f"mean return {result.mean:,.1f}{interval} over {len(result.episode_returns)} episodes, "
+        f"mean return {result.mean:,.1f}{interval}, episodes: {len(result.episode_returns)}, "
         f"{'exploring' if arguments.explore else 'greedy'}, checkpoint at step {result.step:,}"
     )
     if arguments.video is not None:
@@ -198,6 +198,42 @@ def _report(argv: list[str]) -> int:
 
 
 @dataclass(frozen=True)
+class BenchArguments:
+    """Run the comparisons of benchmarks/ and print their tables; for a source checkout.
+
+    What follows the name goes to the benchmark: streamwise bench NAME --help shows its own options.
+
+    streamwise bench step --only HalfCheetah
+    streamwise bench returns --table
+    streamwise bench prediction --data ETTh1.csv
+    """
+
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
+    """step (speed), returns (learning results), or prediction (time series)."""
+
+
+def _bench(argv: list[str]) -> int:
+    import difflib
+    import subprocess
+
+    import streamwise.runs
+    from streamwise.streams import UsageError
+
+    arguments = _parse(BenchArguments, "bench", argv[:1])
+    folder = Path(streamwise.runs.__file__).parents[1] / "benchmarks"
+    scripts = {path.stem.removesuffix("_speed"): path for path in sorted(folder.glob("*.py"))}
+    if not scripts:
+        raise UsageError(f"there is no {folder}; benchmarks come with a source checkout, not with a wheel.")
+    if arguments.name not in scripts:
+        close = difflib.get_close_matches(arguments.name, scripts, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise UsageError(
+            f"no benchmark is named {arguments.name!r}.{hint} Choose one of: {', '.join(scripts)}."
+        )
+    return subprocess.run([sys.executable, str(scripts[arguments.name]), *argv[1:]], check=False).returncode
+
+
+@dataclass(frozen=True)
 class DoctorArguments:
     """Say what is installed, which native kernels are in use, and which environments load.
 
@@ -227,6 +263,7 @@ COMMANDS = {
     "resume": Command("go on with an interrupted run, or extend a finished one", _resume),
     "evaluate": Command("play episodes with a trained policy; make a video", _evaluate),
     "report": Command("draw runs as an HTML page and a PNG", _report),
+    "bench": Command("measure: speed, learning results, predictions", _bench),
     "doctor": Command("check this installation", _doctor),
 }
 

@@ -79,6 +79,8 @@ def test_help_of_train_shows_the_settings_of_the_agent_in_question(streamwise):
         (["evaluate", "nowhere"], "nowhere is not a run directory"),
         (["report", "nowhere"], "nowhere"),
         (["report"], "at least one run directory"),
+        (["bench"], "Missing from streamwise bench: NAME"),
+        (["bench", "stepp"], "Did you mean 'step'?"),
     ],
 )
 def test_a_wrong_command_is_answered_in_one_line_with_exit_code_2(
