@@ -48,7 +48,8 @@ class StreamSettings:
     bootstrap_on_truncation: bool = True
     """Value what follows a time limit; otherwise a time limit counts as an ending."""
     time_feature: bool = False
-    """Add the time within the episode to the observation, from -0.5 to 0.5 at the time limit."""
+    """Observe the time within the episode, from -0.5 to 0.5 at the time limit, as a last feature that is not
+    normalized. `train` adds it; in Python, make the environment with time_feature=True too."""
     hidden_size: int = 128
     """Units in each hidden layer (the Atari network's sizes are fixed)."""
     dtype: Literal["float32", "float64"] = "float32"
