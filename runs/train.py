@@ -117,6 +117,8 @@ def _run(config: RunConfig[Any], source: Any, learner: Any, meta: dict[str, Any]
 
     # A network this small is slower on several cores than on one.
     torch.set_num_threads(1)
+    # Traces and second moments of quiet weights decay to denormal numbers, which are slow to compute with.
+    torch.set_flush_denormal(True)
     is_series = isinstance(source, CsvSeriesStream)
     stream = source if is_series else EnvironmentStream(source, learner.act, seed=config.seed)
     directory = config.directory
