@@ -24,7 +24,7 @@ class ExplorationSettings(StreamSettings):
     epsilon_end: float = 0.01
     """Probability of a random action after `exploration_steps`."""
     exploration_steps: int | None = None
-    """Steps over which epsilon falls linearly. Unset: `exploration_fraction` of a run's length, or 25,000
+    """Steps over which epsilon falls linearly. Unset: `exploration_fraction` of a run's length, or 25000
     steps where there is no run."""
     exploration_fraction: float = 0.05
     """Share of a run's steps over which epsilon falls, where `exploration_steps` is unset."""

@@ -63,7 +63,10 @@ def evaluate(
     checkpoint = Checkpoints(directory).latest()
     agent: Any = restore(checkpoint)
     render_mode = "rgb_array" if video is not None else None
-    environment = make_environment(config, seed=_FIRST_EVALUATION_SEED + seed, render_mode=render_mode)
+    # Whole games are scored, whatever counted as an episode in training.
+    environment = make_environment(
+        config, seed=_FIRST_EVALUATION_SEED + seed, render_mode=render_mode, episodic_life=False
+    )
     returns, lengths = [], []
     try:
         for episode in range(episodes):

@@ -75,13 +75,12 @@ def make_environment(config: RunConfig[Any], **options: Any) -> Any:
     """Make the environment of a run, as its agent expects it."""
     from streamwise.envs import make
 
-    return make(
-        config.environment,
-        seed=options.pop("seed", config.seed),
-        time_feature=config.settings.time_feature,
-        episodic_life=config.episodic_life,
-        **options,
-    )
+    defaults = {
+        "seed": config.seed,
+        "time_feature": config.settings.time_feature,
+        "episodic_life": config.episodic_life,
+    }
+    return make(config.environment, **{**defaults, **options})
 
 
 def _open(config: RunConfig[Any]) -> Any:

@@ -57,10 +57,10 @@ TRAIN_HELP = """
 
     Leaves a run directory with its settings, metrics, TensorBoard files, checkpoints and a report.
 
-    streamwise train HalfCheetah-v5
-    streamwise train CartPole-v1 --agent stream-q --steps 50000
-    streamwise train dm_control/walker-walk-v0 --preset stream-x --seed 3
-    streamwise train csv:ETTh1.csv --agent stream-td --target OT --discount 0.9
+        streamwise train HalfCheetah-v5
+        streamwise train CartPole-v1 --agent stream-q --steps 50000
+        streamwise train dm_control/walker-walk-v0 --preset stream-x --seed 3
+        streamwise train csv:ETTh1.csv --agent stream-td --target OT --discount 0.9
     """
 
 
@@ -102,8 +102,8 @@ class ResumeArguments:
 
     Learning goes on from the newest whole checkpoint, at the start of an episode.
 
-    streamwise resume outputs/demo
-    streamwise resume outputs/demo --steps 200000
+        streamwise resume outputs/demo
+        streamwise resume outputs/demo --steps 200000
     """
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_DIR")]
@@ -175,8 +175,8 @@ class ReportArguments:
 
     Several runs of one environment are drawn together, as seeds of one curve or as agents to compare.
 
-    streamwise report outputs/demo
-    streamwise report outputs/CartPole-* --out cartpole.html
+        streamwise report outputs/demo
+        streamwise report outputs/CartPole-* --out cartpole.html
     """
 
     runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN_DIR...")]
@@ -203,9 +203,9 @@ class BenchArguments:
 
     What follows the name goes to the benchmark: streamwise bench NAME --help shows its own options.
 
-    streamwise bench step --only HalfCheetah
-    streamwise bench returns --table
-    streamwise bench prediction --data ETTh1.csv
+        streamwise bench step --only HalfCheetah
+        streamwise bench returns --table
+        streamwise bench prediction --data ETTh1.csv
     """
 
     name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
