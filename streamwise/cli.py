@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import inspect
 import io
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -45,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             code = COMMANDS[name].run(rest)
     except UsageError as error:
         _fail(2, f"streamwise {name}: {error}")
+    except BrokenPipeError:  # whoever reads our output has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (NonFiniteSampleError, OSError) as error:
         _fail(1, f"streamwise {name}: {error}")
     except KeyboardInterrupt:
@@ -57,10 +61,10 @@ TRAIN_HELP = """
 
     Leaves a run directory with its settings, metrics, TensorBoard files, checkpoints and a report.
 
-        streamwise train HalfCheetah-v5
-        streamwise train CartPole-v1 --agent stream-q --steps 50000
-        streamwise train dm_control/walker-walk-v0 --preset stream-x --seed 3
-        streamwise train csv:ETTh1.csv --agent stream-td --target OT --discount 0.9
+    streamwise train HalfCheetah-v5
+    streamwise train CartPole-v1 --agent stream-q --steps 50000
+    streamwise train dm_control/walker-walk-v0 --preset stream-x --seed 3
+    streamwise train csv:ETTh1.csv --agent stream-td --target OT --discount 0.9
     """
 
 
@@ -86,7 +90,7 @@ def _train(argv: list[str]) -> int:
         **(preset.options if preset else {}),
     )
     help_text = (
-        f"{inspect.cleandoc(TRAIN_HELP)}\n\nThe settings listed last are those of {agent}; add --agent NAME "
+        f"{TRAIN_HELP}\n    The settings listed last are those of {agent}; add --agent NAME "
         f"or --preset NAME to see others. Presets: {', '.join(preset_names())}."
     )
     kind: Any = RunConfig[type(settings)]  # type: ignore[misc]  # known only now that the agent is
@@ -102,8 +106,8 @@ class ResumeArguments:
 
     Learning goes on from the newest whole checkpoint, at the start of an episode.
 
-        streamwise resume outputs/demo
-        streamwise resume outputs/demo --steps 200000
+    streamwise resume outputs/demo
+    streamwise resume outputs/demo --steps 200000
     """
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_DIR")]
@@ -175,8 +179,8 @@ class ReportArguments:
 
     Several runs of one environment are drawn together, as seeds of one curve or as agents to compare.
 
-        streamwise report outputs/demo
-        streamwise report outputs/CartPole-* --out cartpole.html
+    streamwise report outputs/demo
+    streamwise report outputs/CartPole-* --out cartpole.html
     """
 
     runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN_DIR...")]
@@ -203,9 +207,9 @@ class BenchArguments:
 
     What follows the name goes to the benchmark: streamwise bench NAME --help shows its own options.
 
-        streamwise bench step --only HalfCheetah
-        streamwise bench returns --table
-        streamwise bench prediction --data ETTh1.csv
+    streamwise bench step --only HalfCheetah
+    streamwise bench returns --table
+    streamwise bench prediction --data ETTh1.csv
     """
 
     name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
@@ -293,7 +297,7 @@ def _parse(
                 kind,
                 prog=f"streamwise {name}",
                 args=argv,
-                description=description or inspect.cleandoc(kind.__doc__ or ""),
+                description=_with_examples_apart(description or kind.__doc__ or ""),
                 default=default,
             )
             return parsed
@@ -301,6 +305,12 @@ def _parse(
         if stop.code:
             _fail(2, f"streamwise {name}: {_one_line(errors.getvalue())} See `streamwise {name} --help`.")
         raise
+
+
+def _with_examples_apart(text: str) -> str:
+    """Indent the lines that show commands, which keeps each on a line of its own."""
+    lines = inspect.cleandoc(text).splitlines()
+    return "\n".join(f"    {line}" if line.startswith("streamwise ") else line for line in lines)
 
 
 def _one_line(box: str) -> str:
