@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,6 +106,19 @@ def _make_learner(config: RunConfig[Any], source: Any) -> Learner:
     return learner
 
 
+@contextmanager
+def _torch_for_small_networks() -> Iterator[None]:
+    """One thread, which a small network is fastest on, and no denormal numbers, which old traces decay to."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(threads)
+
+
 def _backend_of(learner: Any) -> str:
     info = native_info()
     if learner.native is None or info is None:
@@ -114,10 +129,6 @@ def _backend_of(learner: Any) -> str:
 def _run(config: RunConfig[Any], source: Any, learner: Any, meta: dict[str, Any] | None) -> RunResult:
     from streamwise.envs import EnvironmentStream
 
-    # A network this small is slower on several cores than on one.
-    torch.set_num_threads(1)
-    # Traces and second moments of quiet weights decay to denormal numbers, which are slow to compute with.
-    torch.set_flush_denormal(True)
     is_series = isinstance(source, CsvSeriesStream)
     stream = source if is_series else EnvironmentStream(source, learner.act, seed=config.seed)
     directory = config.directory
@@ -141,7 +152,7 @@ def _run(config: RunConfig[Any], source: Any, learner: Any, meta: dict[str, Any]
     title = f"{config.agent} on {config.environment}"
     progress = ProgressDisplay(title, config.steps, recorder, note=_backend_of(learner))
     try:
-        with recorder, progress, StopRequest().on_signals() as stop:
+        with _torch_for_small_networks(), recorder, progress, StopRequest().on_signals() as stop:
             step = learn(
                 stream,
                 learner,

@@ -10,6 +10,8 @@
 
 namespace streamwise {
 
+constexpr int64_t kMaxLayers = 32;  // of one network; agents/native.py says the same
+
 enum class LayerKind : int { linear, convolution, layer_norm, leaky_relu, flatten };
 
 // One layer. Grids are read as [position, channel] inside the engine; only the input of the first layer may be
@@ -43,7 +45,7 @@ struct RuleState {
 };
 
 struct NetworkSpec {
-  const LayerSpec* layers;
+  const LayerSpec* layers;  // read while the learner is made, not kept
   int64_t layer_count;
   void* parameters;     // [size], the learner's own memory, changed in place
   void* trace;          // [size]

@@ -2,9 +2,8 @@
 //
 // Included once per instruction set, inside a namespace of its own and under that set's target pragma: there is
 // no include and no template of the standard library here, whose code could end up shared between the sets.
-// The definition it must agree with is the torch back end in agents/; names follow it.
-
-constexpr int64_t kMaxLayers = 32;
+// The definition it must agree with is the torch back end in agents/; names follow it. STREAMWISE_LANES, if
+// defined, is how many float32 numbers the set's vectors hold.
 
 // --- memory and small loops ----------------------------------------------------------------------------------
 
@@ -18,8 +17,9 @@ struct Array {
   ~Array() { ::operator delete[](data, std::align_val_t(64)); }
   void allocate(int64_t count) {
     ::operator delete[](data, std::align_val_t(64));
-    size = count;
+    data = nullptr;  // should there be no memory
     data = static_cast<T*>(::operator new[](sizeof(T) * static_cast<size_t>(count < 1 ? 1 : count), std::align_val_t(64)));
+    size = count;
     for (int64_t i = 0; i < count; ++i) data[i] = T(0);
   }
   T& operator[](int64_t i) { return data[i]; }
@@ -178,7 +178,8 @@ static void multiply(const T* __restrict a, int64_t row, int64_t column, const T
 // A division and a square root per weight cost more than everything else in the adaptive rules. For float32 the
 // processor's estimates, refined by one Newton step, are right to the last digit or two at a fifth of the cost.
 
-#if defined(STREAMWISE_LANES_AVX512)
+#if defined(STREAMWISE_LANES)
+#if STREAMWISE_LANES == 16
 struct Lanes {
   using Vector = __m512;
   static constexpr int64_t kWidth = 16;
@@ -198,7 +199,7 @@ struct Lanes {
   static Vector load_first(const float* x, int64_t n) { return _mm512_maskz_loadu_ps(first(n), x); }
   static void store_first(float* x, Vector v, int64_t n) { _mm512_mask_storeu_ps(x, first(n), v); }
 };
-#elif defined(STREAMWISE_LANES_AVX2)
+#elif STREAMWISE_LANES == 8
 struct Lanes {
   using Vector = __m256;
   static constexpr int64_t kWidth = 8;
@@ -226,8 +227,6 @@ struct Lanes {
 };
 #endif
 
-#if defined(STREAMWISE_LANES_AVX512) || defined(STREAMWISE_LANES_AVX2)
-#define STREAMWISE_LANES 1
 using Vector = Lanes::Vector;
 
 // 1 / sqrt(x), for x of at least 1e-36: below, the estimate would overflow when squared.
@@ -262,7 +261,7 @@ template <class T>
 struct Rows {
   T *z, *v, *scaled;  // [rows, n]; v and scaled are not used by obgd
   const T* x;         // [n]
-  const T* squares;   // [n], of x; intentional only
+  const T* squares;   // [n], of x; read by `intentional` in lanes
   const T* d;         // [rows], or null for ones
   int64_t rows, n;
   T decay, beta, weight, correction, epsilon;
@@ -352,8 +351,9 @@ static Norms intentional(const Rows<T>& r) {
 }
 
 #if defined(STREAMWISE_LANES)
-// The same three for float32. Each calls step(at, i, count) for the vectors of its rows: `at` counts from the
-// first row's first weight, `i` within the row, and `count` is less than a vector's width at a row's end only.
+// The same three for float32. Call step(at, d, x, load, store) for every vector of the rows: `at` counts from the
+// first row's first weight, and `load` and `store` leave alone what lies beyond a row's end. sum() comes every few
+// rows and after the last.
 template <class Step, class Sum>
 static inline void each_vector(const Rows<float>& r, Step step, Sum sum) {
   const float* const x = r.x;
@@ -486,11 +486,11 @@ template <class T>
 class Network {
  public:
   explicit Network(const NetworkSpec& spec)
-      : parameters(static_cast<T*>(spec.parameters)),
-        trace(static_cast<T*>(spec.trace)),
-        second_moment(static_cast<T*>(spec.second_moment)),
-        size(spec.size),
-        rule(spec.rule),
+      : parameters_(static_cast<T*>(spec.parameters)),
+        trace_(static_cast<T*>(spec.trace)),
+        second_moment_(static_cast<T*>(spec.second_moment)),
+        size_(spec.size),
+        rule_(spec.rule),
         count_(spec.layer_count) {
     int64_t offset = 0;
     for (int64_t l = 0; l < count_; ++l) {
@@ -506,9 +506,8 @@ class Network {
       }
       delta_[l].allocate(layer.outputs);
     }
-    input_delta_.allocate(layers_[0].inputs);
-    if (rule.kind != RuleKind::obgd) scaled_.allocate(size);
-    if (rule.kind == RuleKind::intentional) squares_.allocate(longest_row());
+    if (rule_.kind != RuleKind::obgd) scaled_.allocate(size_);
+    if (rule_.kind == RuleKind::intentional) squares_.allocate(longest_row());
   }
 
   int64_t outputs() const { return layers_[count_ - 1].outputs; }
@@ -552,7 +551,7 @@ class Network {
     for (int64_t l = 0; l < count_; ++l) {
       const LayerSpec& layer = layers_[l];
       if (layer.kind == LayerKind::linear) {
-        const T* weight = parameters + offset_[l];
+        const T* weight = parameters_ + offset_[l];
         affine_pair(weight, weight + layer.outputs * layer.inputs, current0, current1, a0.output[l].data,
                     a1.output[l].data, layer.outputs, layer.inputs);
       } else {
@@ -575,29 +574,29 @@ class Network {
   // z <- decay z + gradient, then w <- w + step td_error z by the step-size rule. Returns the step.
   double update(const Activations<T>& a, double td_error, double decay, RuleState& state) {
     ++weights_version_;
-    switch (rule.kind) {
+    switch (rule_.kind) {
       case RuleKind::obgd: {
         double norm = 0.0;
         each_layer(a, rows_of(decay, 0.0, 0.0, 0.0), [&](const Rows<T>& rows) { norm += obgd(rows); });
         const double step = bounded_step_size(td_error, norm);
-        axpy(parameters, trace, T(step * td_error), size);
+        axpy(parameters_, trace_, T(step * td_error), size_);
         return step;
       }
       case RuleKind::adaptive_obgd: {
         state.updates += 1;
-        const double beta = rule.second_moment_decay;
+        const double beta = rule_.second_moment_decay;
         const double correction = 1.0 / (1.0 - __builtin_pow(beta, double(state.updates)));
         double norm = 0.0;
         each_layer(a, rows_of(decay, beta, (1.0 - beta) * td_error * td_error, correction),
                    [&](const Rows<T>& rows) { norm += adaptive(rows); });
         const double step = bounded_step_size(td_error, norm);
-        axpy(parameters, scaled_.data, T(step * td_error), size);
+        axpy(parameters_, scaled_.data, T(step * td_error), size_);
         return step;
       }
       default: {
         state.updates += 1;
         state.decay_product *= decay;
-        const double beta = rule.second_moment_decay;
+        const double beta = rule_.second_moment_decay;
         const double correction = 1.0 / (1.0 - __builtin_pow(beta, double(state.updates)));
         double norm = 0.0, trace_norm = 0.0, scale = 1.0;
         each_layer(a, rows_of(decay, beta, 1.0 - beta, correction), [&](Rows<T> rows) {
@@ -617,19 +616,15 @@ class Network {
           sigma = state.gradient_norm;
         }
         const double reach = __builtin_sqrt(sigma * trace_norm);
-        const double step = rule.intended_change / (reach > 1e-8 ? reach : 1e-8);
-        axpy(parameters, scaled_.data, T(step * scale * tame(td_error, state)), size);
+        const double step = rule_.intended_change / (reach > 1e-8 ? reach : 1e-8);
+        axpy(parameters_, scaled_.data, T(step * scale * tame(td_error, state)), size_);
         return step;
       }
     }
   }
 
-  void clear_trace() { zero(trace, size); }
+  void clear_trace() { zero(trace_, size_); }
   void weights_changed() { ++weights_version_; }
-
-  T *parameters, *trace, *second_moment;
-  int64_t size;
-  RuleSpec rule;
 
  private:
   void forward_layer(int64_t l, const T* x, Activations<T>& a) {
@@ -637,14 +632,14 @@ class Network {
     T* y = a.output[l].data;
     switch (layer.kind) {
       case LayerKind::linear: {
-        const T* weight = parameters + offset_[l];
+        const T* weight = parameters_ + offset_[l];
         affine(weight, weight + layer.outputs * layer.inputs, x, y, layer.outputs, layer.inputs);
         break;
       }
       case LayerKind::convolution: {
         const int64_t patch = layer.channels_in * layer.kernel * layer.kernel;
         const int64_t positions = layer.height_out * layer.width_out;
-        const T* bias = parameters + offset_[l] + layer.channels_out * patch;
+        const T* bias = parameters_ + offset_[l] + layer.channels_out * patch;
         gather_patches(layer, x, a.columns[l].data);
         transpose_weights(l, patch);
         multiply(a.columns[l].data, patch, int64_t(1), transposed_[l].data, y, positions, patch, layer.channels_out);
@@ -687,7 +682,7 @@ class Network {
     const T* dy = delta_[l].data;
     switch (layer.kind) {
       case LayerKind::linear:
-        if (dx) affine_backward(parameters + offset_[l], dy, dx, layer.outputs, layer.inputs);
+        if (dx) affine_backward(parameters_ + offset_[l], dy, dx, layer.outputs, layer.inputs);
         break;
       case LayerKind::convolution: {
         const int64_t patch = layer.channels_in * layer.kernel * layer.kernel;
@@ -699,7 +694,7 @@ class Network {
         for (int64_t p = 0; p < positions; ++p)
           for (int64_t c = 0; c < layer.channels_out; ++c) bias[c] += dy[p * layer.channels_out + c];
         if (dx) {
-          multiply(dy, layer.channels_out, int64_t(1), parameters + offset_[l], patch_delta_[l].data, positions,
+          multiply(dy, layer.channels_out, int64_t(1), parameters_ + offset_[l], patch_delta_[l].data, positions,
                    layer.channels_out, patch);
           scatter_patches(layer, patch_delta_[l].data, dx);
         }
@@ -737,7 +732,7 @@ class Network {
   Rows<T> rows_of(double decay, double beta, double weight, double correction) const {
     Rows<T> rows{};
     rows.decay = T(decay), rows.beta = T(beta), rows.weight = T(weight);
-    rows.correction = T(correction), rows.epsilon = T(rule.epsilon);
+    rows.correction = T(correction), rows.epsilon = T(rule_.epsilon);
     return rows;
   }
 
@@ -745,8 +740,8 @@ class Network {
   template <class Visit>
   void each_layer(const Activations<T>& a, Rows<T> rows, Visit visit) const {
     auto at = [&](int64_t offset, const T* x, const T* d, int64_t row_count, int64_t n) {
-      rows.z = trace + offset;
-      rows.v = second_moment ? second_moment + offset : nullptr;
+      rows.z = trace_ + offset;
+      rows.v = second_moment_ ? second_moment_ + offset : nullptr;
       rows.scaled = scaled_.data + offset;
       rows.x = x, rows.d = d, rows.rows = row_count, rows.n = n;
       visit(rows);
@@ -798,7 +793,7 @@ class Network {
   void transpose_weights(int64_t l, int64_t patch) {
     if (transposed_version_[l] == weights_version_) return;
     transposed_version_[l] = weights_version_;
-    const T* weight = parameters + offset_[l];
+    const T* weight = parameters_ + offset_[l];
     T* to = transposed_[l].data;
     const int64_t channels = layers_[l].channels_out;
     for (int64_t c = 0; c < channels; ++c)
@@ -817,27 +812,29 @@ class Network {
 
   double bounded_step_size(double td_error, double norm) const {
     const double magnitude = __builtin_fabs(td_error) > 1.0 ? __builtin_fabs(td_error) : 1.0;
-    const double overshoot = rule.step_size * rule.overshoot_margin * magnitude * norm;
-    return overshoot > 1.0 ? rule.step_size / overshoot : rule.step_size;
+    const double overshoot = rule_.step_size * rule_.overshoot_margin * magnitude * norm;
+    return overshoot > 1.0 ? rule_.step_size / overshoot : rule_.step_size;
   }
 
   double tame(double td_error, RuleState& state) const {
-    const double beta = rule.td_error_decay;
+    const double beta = rule_.td_error_decay;
     const double correction = 1.0 - __builtin_pow(beta, double(state.updates));
     state.td_error_square = beta * state.td_error_square + (1.0 - beta) * td_error * td_error;
-    const double cap = rule.td_error_cap * __builtin_sqrt(state.td_error_square / correction);
+    const double cap = rule_.td_error_cap * __builtin_sqrt(state.td_error_square / correction);
     const double clipped = td_error > cap ? cap : td_error < -cap ? -cap : td_error;
-    if (!rule.normalize_td_error) return clipped;
+    if (!rule_.normalize_td_error) return clipped;
     state.td_error_magnitude = beta * state.td_error_magnitude + (1.0 - beta) * __builtin_fabs(clipped);
     const double scale = state.td_error_magnitude / correction;
     return clipped / (scale > 1e-12 ? scale : 1e-12);
   }
 
-  int64_t count_;
+  T *const parameters_, *const trace_, *const second_moment_;  // [size_]
+  const int64_t size_;
+  const RuleSpec rule_;
+  const int64_t count_;
   LayerSpec layers_[kMaxLayers];
   int64_t offset_[kMaxLayers];
   Array<T> delta_[kMaxLayers];  // d objective / d output of each layer
-  Array<T> input_delta_;
   Array<T> gradient_[kMaxLayers], transposed_[kMaxLayers], patch_delta_[kMaxLayers];  // convolutions
   Array<T> squares_;
   Array<T> scaled_;  // trace / root mean square, kept between the norm and the step

@@ -262,7 +262,7 @@ class NativeAC final : public NativeLearner<T> {
   explicit NativeAC(const LearnerSpec& given) : Base(given), policy(given.policy) {
     policy.prepare(policy_now);
     policy_delta.allocate(policy.outputs());
-    noise.allocate(spec.actions);
+    per_action.allocate(spec.actions);
   }
 
   void forget() override {
@@ -278,9 +278,9 @@ class NativeAC final : public NativeLearner<T> {
     const T* outputs = policy.forward(x, policy_now);
     const int64_t n = spec.actions;
     if (spec.policy_kind == PolicyKind::gaussian) {
-      if (explore) normal(state, noise.data, n);
+      if (explore) normal(state, per_action.data, n);
       for (int64_t i = 0; i < n; ++i)
-        action[i] = double(outputs[i]) + (explore ? softplus(double(outputs[n + i])) * noise[i] : 0.0);
+        action[i] = double(outputs[i]) + (explore ? softplus(double(outputs[n + i])) * per_action[i] : 0.0);
     } else {
       action[0] = double(explore ? draw(outputs) : this->greedy(outputs));
     }
@@ -322,19 +322,26 @@ class NativeAC final : public NativeLearner<T> {
  private:
   static double softplus(double x) { return x > 20.0 ? x : __builtin_log1p(__builtin_exp(x)); }
 
+  // exp(outputs - highest), the softmax before it is normalized, into per_action; returns their sum.
+  double exponentials(const T* outputs, double& highest) {
+    double total = 0.0;
+    highest = double(outputs[this->greedy(outputs)]);
+    for (int64_t i = 0; i < spec.actions; ++i)
+      total += per_action[i] = __builtin_exp(double(outputs[i]) - highest);
+    return total;
+  }
+
   int64_t draw(const T* outputs) {
     const int64_t n = spec.actions;
-    double highest = double(outputs[0]), total = 0.0;
-    for (int64_t i = 1; i < n; ++i) highest = double(outputs[i]) > highest ? double(outputs[i]) : highest;
-    for (int64_t i = 0; i < n; ++i) total += noise[i] = __builtin_exp(double(outputs[i]) - highest);
-    const double target = uniform(state) * total;
+    double highest;
+    const double target = uniform(state) * exponentials(outputs, highest);
     double cumulative = 0.0;
     for (int64_t i = 0; i < n; ++i)
-      if ((cumulative += noise[i]) > target) return i;
+      if ((cumulative += per_action[i]) > target) return i;
     return n - 1;
   }
 
-  // d (log pi(action) + bonus * entropy) / d outputs into policy_delta; returns the entropy.
+  // d (log pi(action) + bonus * entropy) / d outputs into policy_delta; returns the entropy. So does `categorical`.
   double gaussian(const T* outputs, const double* action, double bonus) {
     const int64_t n = spec.actions;
     double entropy = double(n) * (0.5 + 0.9189385332046727);
@@ -351,17 +358,15 @@ class NativeAC final : public NativeLearner<T> {
 
   double categorical(const T* outputs, const double* action, double bonus) {
     const int64_t n = spec.actions, taken = int64_t(action[0]);
-    double highest = double(outputs[0]), total = 0.0, entropy = 0.0;
-    for (int64_t i = 1; i < n; ++i) highest = double(outputs[i]) > highest ? double(outputs[i]) : highest;
-    for (int64_t i = 0; i < n; ++i) total += noise[i] = __builtin_exp(double(outputs[i]) - highest);
-    const double log_total = __builtin_log(total);
+    double highest, entropy = 0.0;
+    const double total = exponentials(outputs, highest), log_total = __builtin_log(total);
     for (int64_t i = 0; i < n; ++i) {
-      noise[i] /= total;
-      entropy -= noise[i] * (double(outputs[i]) - highest - log_total);
+      per_action[i] /= total;
+      entropy -= per_action[i] * (double(outputs[i]) - highest - log_total);
     }
     for (int64_t i = 0; i < n; ++i) {
-      const double log_probability = double(outputs[i]) - highest - log_total;
-      policy_delta[i] = T((i == taken ? 1.0 : 0.0) - noise[i] - bonus * noise[i] * (log_probability + entropy));
+      const double probability = per_action[i], log_probability = double(outputs[i]) - highest - log_total;
+      policy_delta[i] = T((i == taken ? 1.0 : 0.0) - probability - bonus * probability * (log_probability + entropy));
     }
     return entropy;
   }
@@ -369,7 +374,7 @@ class NativeAC final : public NativeLearner<T> {
   Network<T> policy;
   Activations<T> policy_now;
   Array<T> policy_delta;
-  Array<double> noise;
+  Array<double> per_action;  // normal draws, or exponentials and then probabilities
 };
 
 template <class T>

@@ -29,7 +29,7 @@ namespace baseline {
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define STREAMWISE_MULTIVERSION 1
-#define STREAMWISE_LANES_AVX2
+#define STREAMWISE_LANES 8
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
 namespace avx2 {
@@ -37,9 +37,8 @@ namespace avx2 {
 #include "learners.inl"
 }  // namespace avx2
 #pragma GCC pop_options
-#undef STREAMWISE_LANES_AVX2
 #undef STREAMWISE_LANES
-#define STREAMWISE_LANES_AVX512
+#define STREAMWISE_LANES 16
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma,prefer-vector-width=512")
 namespace avx512 {
@@ -47,18 +46,18 @@ namespace avx512 {
 #include "learners.inl"
 }  // namespace avx512
 #pragma GCC pop_options
+#undef STREAMWISE_LANES
 #elif defined(__x86_64__) && defined(__clang__)
 #define STREAMWISE_MULTIVERSION 1
-#define STREAMWISE_LANES_AVX2
+#define STREAMWISE_LANES 8
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
 namespace avx2 {
 #include "engine.inl"
 #include "learners.inl"
 }  // namespace avx2
 #pragma clang attribute pop
-#undef STREAMWISE_LANES_AVX2
 #undef STREAMWISE_LANES
-#define STREAMWISE_LANES_AVX512
+#define STREAMWISE_LANES 16
 #pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma"))), \
                              apply_to = function)
 namespace avx512 {
@@ -66,6 +65,7 @@ namespace avx512 {
 #include "learners.inl"
 }  // namespace avx512
 #pragma clang attribute pop
+#undef STREAMWISE_LANES
 #endif
 }  // namespace streamwise
 
@@ -90,8 +90,6 @@ T get(const nb::dict& from, const char* name) {
     throw nb::type_error((std::string(name) + " has the wrong type").c_str());
   }
 }
-
-using Weights = nb::ndarray<nb::device::cpu>;
 
 // A writable, contiguous, one-dimensional array of the learner's own; its memory is used, never copied.
 void* own_array(nb::handle object, const std::string& name, nb::dlpack::dtype dtype, int64_t size) {
