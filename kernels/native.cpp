@@ -1,7 +1,7 @@
 // The native extension, streamwise.kernels._native.
 //
-// For now it reports what it was built as and what this processor can do, so that `streamwise doctor`
-// and, later, the choice between kernel variants rest on one answer.
+// It reports what it was built as and what this processor can do, so that `streamwise doctor` and the choice
+// between kernel variants rest on one answer.
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
@@ -14,15 +14,16 @@ namespace nb = nanobind;
 
 namespace {
 
-// The widest instruction set that both this processor and the operating system support.
+// The widest instruction set that both this processor and the operating system support, of those that
+// stream_step/native.cpp is compiled for: every extension that it asks for is asked about here.
 std::string instruction_set() {
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+#if defined(__x86_64__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq"))
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return "baseline";
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512bw"))
     return "avx512";
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return "avx2";
-  return "baseline";
+  return "avx2";
 #elif defined(__aarch64__)
   return "neon";
 #else
@@ -35,8 +36,6 @@ std::string compiler() {
   return "clang " __clang_version__;
 #elif defined(__GNUC__)
   return "gcc " __VERSION__;
-#elif defined(_MSC_VER)
-  return "msvc " + std::to_string(_MSC_VER);
 #else
   return "unknown";
 #endif

@@ -26,8 +26,8 @@ struct Array {
   const T& operator[](int64_t i) const { return data[i]; }
 };
 
-// Old traces and second moments decay to denormal numbers, which are a hundred times slower to compute with.
-struct FlushDenormals {
+// Old traces and second moments decay to denormal numbers, which x86 is a hundred times slower to compute with.
+struct [[maybe_unused]] FlushDenormals {
 #if defined(__x86_64__)
   unsigned int before = __builtin_ia32_stmxcsr();
   FlushDenormals() { __builtin_ia32_ldmxcsr(before | 0x8040u); }

@@ -8,7 +8,7 @@
 
 #include <cstdint>
 #include <memory>
-#include <new>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -91,8 +91,9 @@ T get(const nb::dict& from, const char* name) {
   }
 }
 
-// A writable, contiguous, one-dimensional array of the learner's own; its memory is used, never copied.
-void* own_array(nb::handle object, const std::string& name, nb::dlpack::dtype dtype, int64_t size) {
+// A writable, contiguous, one-dimensional array of the learner's own; its memory is used, never copied, and stays
+// while the answer is held, even if the object is given other memory.
+nb::ndarray<> own_array(nb::handle object, const std::string& name, nb::dlpack::dtype dtype, int64_t size) {
   nb::ndarray<> array;
   if (!nb::try_cast(object, array, false))
     throw nb::type_error((name + " is not an array that can be written to").c_str());
@@ -102,7 +103,7 @@ void* own_array(nb::handle object, const std::string& name, nb::dlpack::dtype dt
   if (array.ndim() != 1 || (size >= 0 && int64_t(array.shape(0)) != size))
     throw nb::value_error((name + " has the wrong shape; expected [" + std::to_string(size) + "]").c_str());
   if (array.shape(0) > 1 && array.stride(0) != 1) throw nb::value_error((name + " is not contiguous").c_str());
-  return array.data();
+  return array;
 }
 
 int64_t array_size(nb::handle object, const std::string& name) {
@@ -116,6 +117,22 @@ int64_t array_size(nb::handle object, const std::string& name) {
   throw nb::value_error(("layer " + std::to_string(index) + ": " + why).c_str());
 }
 
+constexpr int64_t kLargestSize = int64_t(1) << 28;  // products of two and sums of such products stay below 2^63
+
+int64_t times(int64_t a, int64_t b, size_t layer) {
+  if (a > kLargestSize / b) refuse_layer(layer, "a size is out of range");
+  return a * b;
+}
+
+// One place of a layer's description, (kind, number, ...).
+template <class T>
+T layer_entry(const nb::tuple& entry, size_t at, size_t layer) {
+  if (at >= entry.size()) refuse_layer(layer, "too few numbers");
+  T value;
+  if (!nb::try_cast(entry[at], value)) refuse_layer(layer, "entry " + std::to_string(at) + " has the wrong type");
+  return value;
+}
+
 // Read the layers and check that each fits the one before it: the engine itself checks nothing.
 std::vector<LayerSpec> read_layers(const nb::list& described, int64_t inputs, int64_t& parameters) {
   std::vector<LayerSpec> layers;
@@ -124,14 +141,15 @@ std::vector<LayerSpec> read_layers(const nb::list& described, int64_t inputs, in
   int64_t positions = 1;  // of the grid that `current` numbers lie on
   bool channels_first = true;
   for (size_t index = 0; index < described.size(); ++index) {
-    const nb::tuple entry = nb::cast<nb::tuple>(described[index]);
-    const auto kind = nb::cast<std::string>(entry[0]);
+    nb::tuple entry;
+    if (!nb::try_cast(described[index], entry, false)) refuse_layer(index, "is not a tuple");
+    const auto kind = layer_entry<std::string>(entry, 0, index);
     auto number = [&](size_t at) {
-      if (at >= entry.size()) refuse_layer(index, "too few numbers for " + kind);
-      const auto value = nb::cast<int64_t>(entry[at]);
-      if (value < 1 || value > (int64_t(1) << 28)) refuse_layer(index, "a size is out of range");
+      const auto value = layer_entry<int64_t>(entry, at, index);
+      if (value < 1 || value > kLargestSize) refuse_layer(index, "a size is out of range");
       return value;
     };
+    if (int64_t(layers.size()) == kMaxLayers) refuse_layer(index, "more than " + std::to_string(kMaxLayers) + " layers");
     LayerSpec layer{};
     layer.inputs = layer.outputs = current;
     if (kind == "linear") {
@@ -148,7 +166,7 @@ std::vector<LayerSpec> read_layers(const nb::list& described, int64_t inputs, in
       layer.kind = LayerKind::convolution;
       layer.channels_in = number(1), layer.height = number(2), layer.width = number(3);
       layer.channels_out = number(4), layer.kernel = number(5), layer.stride = number(6);
-      if (layer.channels_in * layer.height * layer.width != current)
+      if (times(times(layer.channels_in, layer.height, index), layer.width, index) != current)
         refuse_layer(index, "takes another grid than comes");
       if (layer.kernel > layer.height || layer.kernel > layer.width) refuse_layer(index, "its kernel is too large");
       if (!layers.empty() && positions != layer.height * layer.width) refuse_layer(index, "takes another grid than comes");
@@ -156,14 +174,13 @@ std::vector<LayerSpec> read_layers(const nb::list& described, int64_t inputs, in
       layer.height_out = (layer.height - layer.kernel) / layer.stride + 1;
       layer.width_out = (layer.width - layer.kernel) / layer.stride + 1;
       positions = layer.height_out * layer.width_out;
-      layer.outputs = positions * layer.channels_out;
+      layer.outputs = times(positions, layer.channels_out, index);
       parameters += layer.channels_out * (layer.channels_in * layer.kernel * layer.kernel + 1);
     } else if (kind == "layer_norm") {
       layer.kind = LayerKind::layer_norm;
     } else if (kind == "leaky_relu") {
       layer.kind = LayerKind::leaky_relu;
-      if (entry.size() < 2) refuse_layer(index, "too few numbers for leaky_relu");
-      layer.slope = nb::cast<double>(entry[1]);
+      layer.slope = layer_entry<double>(entry, 1, index);
     } else if (kind == "flatten") {
       layer.kind = LayerKind::flatten;
       layer.positions = positions;
@@ -175,7 +192,6 @@ std::vector<LayerSpec> read_layers(const nb::list& described, int64_t inputs, in
     if (layers.empty() && changes_input_in_place) refuse_layer(index, "the first layer must be linear or convolution");
     current = layer.outputs;
     layers.push_back(layer);
-    if (layers.size() >= 32) refuse_layer(index, "more than 31 layers");
   }
   if (layers.empty() || layers.back().kind != LayerKind::linear) refuse_layer(described.size(), "the last must be linear");
   return layers;
@@ -219,7 +235,22 @@ RuleState read_rule_state(const nb::dict& from) {
           get<double>(from, "td_error_square"), get<double>(from, "td_error_magnitude")};
 }
 
-// One learner's step. Holds on to the arrays it works in.
+// A call's turn at a learner, for the engine runs without the GIL: a second thread would find it half way through.
+class Turn {
+ public:
+  explicit Turn(bool& taken) : taken_(taken) {
+    if (taken_) throw std::runtime_error("this learner is at work in another call; give each thread a learner of its own");
+    taken_ = true;
+  }
+  ~Turn() { taken_ = false; }
+  Turn(const Turn&) = delete;
+  Turn& operator=(const Turn&) = delete;
+
+ private:
+  bool& taken_;  // read and written with the GIL held
+};
+
+// One learner's step. Holds on to the memory it works in.
 class StreamStep {
  public:
   StreamStep(const nb::dict& given, const std::string& instruction_set) : new_action_(get<nb::object>(given, "new_action")) {
@@ -233,9 +264,9 @@ class StreamStep {
     shape_ = get<std::vector<int64_t>>(given, "observation_shape");
     spec_.observation_size = 1;
     for (const int64_t side : shape_) {
-      if (side < 1 || side > (int64_t(1) << 28)) throw nb::value_error("observation_shape is out of range");
+      if (side < 1 || side > kLargestSize / spec_.observation_size)
+        throw nb::value_error("observation_shape is out of range");
       spec_.observation_size *= side;
-      if (spec_.observation_size > (int64_t(1) << 28)) throw nb::value_error("observation_shape is out of range");
     }
     spec_.passthrough = get<int64_t>(given, "passthrough");
     if (spec_.passthrough < 0 || spec_.passthrough > spec_.observation_size)
@@ -244,7 +275,9 @@ class StreamStep {
     spec_.trace_decay = get<double>(given, "trace_decay");
     spec_.bootstrap_on_truncation = get<bool>(given, "bootstrap_on_truncation");
 
-    const bool is_double = get<std::string>(given, "dtype") == "float64";
+    const auto precision = get<std::string>(given, "dtype");
+    const bool is_double = precision == "float64";
+    if (!is_double && precision != "float32") throw nb::value_error("dtype must be float32 or float64");
     const nb::dlpack::dtype dtype = is_double ? nb::dtype<double>() : nb::dtype<float>();
     const int64_t features = spec_.observation_size - spec_.passthrough;
     spec_.mean = static_cast<double*>(hold(given, "mean", nb::dtype<double>(), features));
@@ -261,7 +294,7 @@ class StreamStep {
       spec_.actions = get<int64_t>(given, "actions");
       const bool gaussian = get<bool>(given, "gaussian");
       spec_.policy_kind = gaussian ? PolicyKind::gaussian : PolicyKind::categorical;
-      if (spec_.actions < 1 || policy_layers.back().outputs != (gaussian ? 2 : 1) * spec_.actions)
+      if (spec_.actions < 1 || spec_.actions > kLargestSize || policy_layers.back().outputs != (gaussian ? 2 : 1) * spec_.actions)
         throw nb::value_error("policy has another number of outputs than actions ask for");
     } else if (spec_.kind != LearnerKind::stream_td) {
       spec_.policy_kind = PolicyKind::categorical;
@@ -275,7 +308,9 @@ class StreamStep {
     learner_.reset(make_learner(spec_, is_double, instruction_set));
   }
 
-  nb::object act(nb::handle observation, bool explore) {
+  nb::object act(nb::handle observation, nb::handle explore_object) {
+    const Turn turn(taken_);
+    const bool explore = is_true(explore_object);
     Observation seen;
     if (!see(observation, seen)) return nb::none();
     bool accepted;
@@ -297,6 +332,7 @@ class StreamStep {
 
   nb::object learn_one(nb::handle observation, nb::handle action, double reward, nb::handle next_observation,
                        nb::handle terminated_object, nb::handle truncated_object) {
+    const Turn turn(taken_);
     const bool terminated = is_true(terminated_object), truncated = is_true(truncated_object);
     Observation seen, seen_next;
     if (!see(observation, seen) || !see(next_observation, seen_next) || !read_action(action)) return nb::none();
@@ -320,13 +356,15 @@ class StreamStep {
   }
 
   nb::object predict(nb::handle observation) {
+    const Turn turn(taken_);
     Observation seen;
     double value;
     if (!see(observation, seen) || !learner_->predict(seen.data, seen.kind, value)) return nb::none();
     return nb::float_(value);
   }
 
-  nb::dict state() const {
+  nb::dict state() {
+    const Turn turn(taken_);
     const LearnerState& s = learner_->state;
     nb::dict result;
     result["steps"] = s.steps;
@@ -345,6 +383,7 @@ class StreamStep {
   }
 
   void set_state(const nb::dict& from) {
+    const Turn turn(taken_);
     LearnerState s;
     s.steps = get<int64_t>(from, "steps");
     s.episode_starts = get<bool>(from, "episode_starts");
@@ -375,7 +414,7 @@ class StreamStep {
     }
   };
 
-  // Environments answer with Python's booleans or NumPy's.
+  // Environments and policies answer with Python's booleans or NumPy's.
   static bool is_true(nb::handle object) {
     const int truth = PyObject_IsTrue(object.ptr());
     if (truth < 0) throw nb::python_error();
@@ -412,6 +451,10 @@ class StreamStep {
   bool read_action(nb::handle action) {
     if (spec_.kind == LearnerKind::stream_td) return true;
     if (!is_gaussian()) {
+      // What policies.check_discrete takes, and not whatever else can be made an index of.
+      if (!PyLong_Check(action.ptr()) &&
+          !PyObject_TypeCheck(action.ptr(), reinterpret_cast<PyTypeObject*>(numpy_integer_.ptr())))
+        return false;
       int64_t index;
       if (!nb::try_cast(action, index, true) || index < 0 || index >= spec_.actions) return false;
       action_[0] = double(index);
@@ -432,9 +475,8 @@ class StreamStep {
   }
 
   void* hold(const nb::dict& from, const std::string& name, nb::dlpack::dtype dtype, int64_t size) {
-    nb::object object = get<nb::object>(from, name.c_str());
-    held_.push_back(object);
-    return own_array(object, name, dtype, size);
+    held_.push_back(own_array(get<nb::object>(from, name.c_str()), name, dtype, size));
+    return held_.back().data();
   }
 
   void read_network(const nb::dict& from, const std::string& name, nb::dlpack::dtype dtype, NetworkSpec& network,
@@ -454,8 +496,10 @@ class StreamStep {
 
   LearnerSpec spec_{};
   std::vector<int64_t> shape_;
-  std::vector<nb::object> held_;
+  std::vector<nb::ndarray<>> held_;
   nb::object new_action_;
+  nb::object numpy_integer_ = nb::module_::import_("numpy").attr("integer");
+  bool taken_ = false;
   std::vector<double> action_;
   std::unique_ptr<Learner> learner_;
 };
