@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,8 @@ __all__ = ["Backend", "NativeStep", "native_step"]
 Backend = Literal["auto", "native", "torch"]
 Layers = list[tuple[Any, ...]]
 
+_MAX_LAYERS = 32  # kMaxLayers in kernels/stream_step/engine.h
+
 _RULE_SCALARS = {  # what a rule remembers besides its arrays, and what it starts from
     "updates": 0,
     "gradient_norm": 0.0,
@@ -37,19 +39,20 @@ class NativeStep:
 
     Parameters, traces, second moments and observation statistics are the learner's own, changed in place.
     Counters and other scalars live in C++ meanwhile: `pull` copies them to the learner's parts, as a
-    checkpoint needs, and `push` copies them back. Two threads may not run the same step at once; two steps
-    they may.
+    checkpoint needs, and `push` copies them back. Who writes to parameters or statistics from outside calls
+    `pull` before and `push` after, for the step keeps what it computed from them. Two threads may not run the
+    same step at once (the second is refused); two steps they may.
     """
 
     def __init__(
         self,
-        spec: dict[str, Any],
+        step: Any,
         check: Callable[[Transition], object],
         samples: TransitionNormalizer,
         rules: dict[str, Rule],
         generator: CounterGenerator | None,
     ) -> None:
-        self._step = make_stream_step(spec)
+        self._step = step
         self._check = check
         self._samples = samples
         self._rules = rules
@@ -152,10 +155,15 @@ def native_step(
     networks: by what they learn, "value" and "policy". settings: whatever else the learner's kind needs.
     Raises UsageError if "native" cannot be had, saying why.
     """
+    if backend not in get_args(Backend):
+        raise UsageError(f"backend is {backend!r}; choose one of: {', '.join(get_args(Backend))}.")
     if backend == "torch":
         return None
     statistics = samples.observations.statistics
     try:
+        new_action = settings.get("new_action")
+        if new_action is not None and new_action().dtype not in (np.float32, np.float64):
+            raise UnsupportedError(f"actions are {new_action().dtype}, not float32 or float64")
         spec = {
             "learner": name,
             "dtype": config.dtype,
@@ -170,8 +178,11 @@ def native_step(
             **{what: _describe(network, rule, samples) for what, (network, rule) in networks.items()},
             **settings,
         }
+        step = make_stream_step(spec)
+        if step is None:
+            raise UnsupportedError("streamwise was built without native kernels")
         rules = {what: rule for what, (_, rule) in networks.items()}
-        return NativeStep(spec, check, samples, rules, generator)
+        return NativeStep(step, check, samples, rules, generator)
     except UnsupportedError as error:
         if backend == "native":
             raise UsageError(f"{name} cannot run natively: {error}; use the torch back end.") from None
@@ -212,44 +223,55 @@ def _describe(network: FlatNetwork, rule: Rule, samples: TransitionNormalizer) -
 
 
 def _layers(module: nn.Module, shape: tuple[int, ...]) -> Layers:
-    """Describe a sequential network to the engine. Raises UnsupportedError where there is no kernel."""
-    modules = list(module) if isinstance(module, nn.Sequential) else [module]
+    """Describe a sequential network to the engine. Raises UnsupportedError where there is no kernel.
+
+    Types are compared, for a subclass may compute something else: a parametrized layer is one.
+    """
+    modules = list(module) if type(module) is nn.Sequential else [module]
     layers: Layers = []
     for layer in modules:
-        if isinstance(layer, ChannelsFirst) and not layers and len(shape) == 3:
+        kind = type(layer)
+        if kind is ChannelsFirst and not layers and len(shape) == 3:
             layers.append(("channels_last",))
             shape = (shape[2], shape[0], shape[1])
-        elif isinstance(layer, nn.Linear) and layer.bias is not None and len(shape) == 1:
+        elif kind is nn.Linear and len(shape) == 1 and _learns_weight_and_bias(layer):
             layers.append(("linear", layer.in_features, layer.out_features))
             shape = (layer.out_features,)
-        elif isinstance(layer, nn.Conv2d) and len(shape) == 3 and _is_plain(layer):
+        elif kind is nn.Conv2d and len(shape) == 3 and _is_plain(layer):
             kernel, stride = layer.kernel_size[0], layer.stride[0]
             layers.append(("convolution", *shape, layer.out_channels, kernel, stride))
             shape = (layer.out_channels, *((side - kernel) // stride + 1 for side in shape[1:]))
-        elif isinstance(layer, LayerNorm):
+        elif kind is LayerNorm:
             layers.append(("layer_norm",))
-        elif isinstance(layer, nn.LeakyReLU):
+        elif kind is nn.LeakyReLU:
             layers.append(("leaky_relu", float(layer.negative_slope)))
-        elif isinstance(layer, nn.Flatten) and len(shape) == 3:
+        elif kind is nn.Flatten and len(shape) == 3 and (layer.start_dim, layer.end_dim) in ((1, -1), (1, 3)):
             layers.append(("flatten",))
             shape = (int(np.prod(shape)),)
         else:
             raise UnsupportedError(f"there is no native kernel for {layer} on an input of shape {shape}")
-    if (
-        not layers
-        or layers[-1][0] != "linear"
-        or layers[0][0] not in ("linear", "convolution", "channels_last")
-    ):
+    kinds = [kind for kind, *_ in layers if kind != "channels_last"]
+    if not kinds or kinds[-1] != "linear" or kinds[0] not in ("linear", "convolution"):
         raise UnsupportedError(
             "the network must begin with a linear or convolutional layer and end with a linear"
         )
+    if len(layers) > _MAX_LAYERS:
+        raise UnsupportedError(f"the network has {len(layers)} layers, more than {_MAX_LAYERS}")
+    weights = [weight for layer in modules for weight in layer.parameters()]
+    if len(set(weights)) < len(weights):
+        raise UnsupportedError("two of its layers share their weights")
     return layers
+
+
+def _learns_weight_and_bias(layer: nn.Module) -> bool:
+    """Both of them, not frozen, and nothing else: spectral norm, for one, has its own parameters."""
+    return [name for name, weight in layer.named_parameters() if weight.requires_grad] == ["weight", "bias"]
 
 
 def _is_plain(layer: nn.Conv2d) -> bool:
     """Square, unpadded, undilated, ungrouped, with a bias."""
     return (
-        layer.bias is not None
+        _learns_weight_and_bias(layer)
         and layer.kernel_size[0] == layer.kernel_size[1]
         and layer.stride[0] == layer.stride[1]
         and layer.padding in ((0, 0), "valid")

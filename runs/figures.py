@@ -126,7 +126,8 @@ def png(title: str, groups: Sequence[Group]) -> bytes:
                 handles, labels = axes.get_legend_handles_labels()
                 lines |= zip(labels, handles, strict=True)
             if len(lines) > 1:
-                columns = min(3, len(lines))
+                fitting = 100 // (max(map(len, lines)) + 8)  # some 100 letters fit the width
+                columns = max(1, min(3, fitting, len(lines)))
                 figure.legend(list(lines.values()), list(lines), loc="outside lower center", ncols=columns)
         image = io.BytesIO()
         figure.savefig(image, format="png", dpi=200, facecolor="white", metadata={"Software": "streamwise"})
