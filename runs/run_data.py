@@ -242,7 +242,8 @@ def _add_details(runs: Sequence[Run]) -> None:
     for run in runs:
         rule = run.settings.get("step_size_rule")
         run.details = [str(rule)] if rule else []
-    keys = ["environment", "preset", "backend", "episodic_life", *(key for run in runs for key in run.settings)]
+    options = ("environment", "preset", "backend", "episodic_life")
+    keys = [*options, *(key for run in runs for key in run.settings)]
     for key in dict.fromkeys(keys):
         mixed = {label for (_, label), seeds in _lines(runs).items() if _differ(seeds, key)}
         for run in runs:
