@@ -92,7 +92,7 @@ T get(const nb::dict& from, const char* name) {
 }
 
 // A writable, contiguous, one-dimensional array of the learner's own; its memory is used, never copied, and stays
-// while the answer is held, even if the object is given other memory.
+// while the answer is held.
 nb::ndarray<> own_array(nb::handle object, const std::string& name, nb::dlpack::dtype dtype, int64_t size) {
   nb::ndarray<> array;
   if (!nb::try_cast(object, array, false))
@@ -475,7 +475,10 @@ class StreamStep {
   }
 
   void* hold(const nb::dict& from, const std::string& name, nb::dlpack::dtype dtype, int64_t size) {
-    held_.push_back(own_array(get<nb::object>(from, name.c_str()), name, dtype, size));
+    nb::object object = get<nb::object>(from, name.c_str());
+    // Of a tensor, another one on the same memory, for `tensor.data = ...` takes the memory from whoever holds it.
+    if (nb::hasattr(object, "detach")) object = object.attr("detach")();
+    held_.push_back(own_array(object, name, dtype, size));
     return held_.back().data();
   }
 
