@@ -230,22 +230,25 @@ def _layers(module: nn.Module, shape: tuple[int, ...]) -> Layers:
     modules = list(module) if type(module) is nn.Sequential else [module]
     layers: Layers = []
     for layer in modules:
-        kind = type(layer)
-        if kind is ChannelsFirst and not layers and len(shape) == 3:
+        if type(layer) is ChannelsFirst and not layers and len(shape) == 3:
             layers.append(("channels_last",))
             shape = (shape[2], shape[0], shape[1])
-        elif kind is nn.Linear and len(shape) == 1 and _learns_weight_and_bias(layer):
+        elif type(layer) is nn.Linear and len(shape) == 1 and _learns_weight_and_bias(layer):
             layers.append(("linear", layer.in_features, layer.out_features))
             shape = (layer.out_features,)
-        elif kind is nn.Conv2d and len(shape) == 3 and _is_plain(layer):
+        elif type(layer) is nn.Conv2d and len(shape) == 3 and _is_plain(layer):
             kernel, stride = layer.kernel_size[0], layer.stride[0]
             layers.append(("convolution", *shape, layer.out_channels, kernel, stride))
             shape = (layer.out_channels, *((side - kernel) // stride + 1 for side in shape[1:]))
-        elif kind is LayerNorm:
+        elif type(layer) is LayerNorm:
             layers.append(("layer_norm",))
-        elif kind is nn.LeakyReLU:
+        elif type(layer) is nn.LeakyReLU:
             layers.append(("leaky_relu", float(layer.negative_slope)))
-        elif kind is nn.Flatten and len(shape) == 3 and (layer.start_dim, layer.end_dim) in ((1, -1), (1, 3)):
+        elif (
+            type(layer) is nn.Flatten
+            and len(shape) == 3
+            and (layer.start_dim, layer.end_dim) in ((1, -1), (1, 3))
+        ):
             layers.append(("flatten",))
             shape = (int(np.prod(shape)),)
         else:
@@ -257,7 +260,7 @@ def _layers(module: nn.Module, shape: tuple[int, ...]) -> Layers:
         )
     if len(layers) > _MAX_LAYERS:
         raise UnsupportedError(f"the network has {len(layers)} layers, more than {_MAX_LAYERS}")
-    weights = [weight for layer in modules for weight in layer.parameters()]
+    weights = [id(weight) for layer in modules for weight in layer.parameters()]
     if len(set(weights)) < len(weights):
         raise UnsupportedError("two of its layers share their weights")
     return layers
@@ -265,7 +268,8 @@ def _layers(module: nn.Module, shape: tuple[int, ...]) -> Layers:
 
 def _learns_weight_and_bias(layer: nn.Module) -> bool:
     """Both of them, not frozen, and nothing else: spectral norm, for one, has its own parameters."""
-    return [name for name, weight in layer.named_parameters() if weight.requires_grad] == ["weight", "bias"]
+    learned = [(name, weight.requires_grad) for name, weight in layer.named_parameters()]
+    return learned == [("weight", True), ("bias", True)]
 
 
 def _is_plain(layer: nn.Conv2d) -> bool:

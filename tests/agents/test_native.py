@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from streamwise.agents import AGENTS, StreamAC, StreamQ, StreamTD
-from streamwise.agents.networks import LayerNorm
+from streamwise.agents.networks import ChannelsFirst, LayerNorm
 from streamwise.envs import EnvironmentStream, make
 from streamwise.kernels import native_info
 from streamwise.kernels.stream_step import INSTRUCTION_SETS, make_stream_step
@@ -372,6 +374,100 @@ def test_a_network_of_ones_own_made_of_known_layers_runs_natively():
     assert_single_updates_agree(reference, native, samples, 1e-12)
 
 
+class TwiceAsMuch(nn.Linear):
+    def forward(self, x):
+        return 2.0 * super().forward(x)
+
+
+def frozen(inputs, outputs):
+    return nn.Linear(inputs, outputs).requires_grad_(False)
+
+
+def orthogonal(inputs, outputs):
+    return nn.utils.parametrizations.orthogonal(nn.Linear(inputs, outputs))
+
+
+def spectral(inputs, outputs):
+    return nn.utils.spectral_norm(nn.Linear(inputs, outputs))
+
+
+def twice(inputs, outputs):
+    layer = nn.Linear(inputs, outputs)
+    return nn.Sequential(layer, nn.LeakyReLU(), layer)
+
+
+def deep(inputs, outputs):
+    return nn.Sequential(*[nn.Linear(inputs, outputs) for _ in range(32)])
+
+
+class Reversed(nn.Sequential):
+    def forward(self, x):
+        return super().forward(-x)
+
+
+@pytest.mark.parametrize("part", [TwiceAsMuch, frozen, orthogonal, spectral, twice, deep])
+def test_a_layer_that_is_more_than_its_kernel_computes_leaves_the_network_to_torch(part):
+    """Taken for the layer that it resembles, it would learn something else, or not be built at all."""
+
+    def build(outputs):
+        made = part(17, 17)
+        return nn.Sequential(*(made if isinstance(made, nn.Sequential) else [made]), nn.Linear(17, outputs))
+
+    assert StreamTD(VECTOR, network=build).native is None
+
+
+def test_a_sequence_with_a_forward_of_its_own_leaves_the_network_to_torch():
+    assert StreamTD(VECTOR, network=lambda outputs: Reversed(nn.Linear(17, outputs))).native is None
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        lambda outputs: [ChannelsFirst(), nn.Flatten(), nn.Linear(400, outputs)],
+        lambda outputs: [ChannelsFirst(), nn.Conv2d(4, 1, 3), nn.Flatten(0), nn.Linear(64, outputs)],
+    ],
+    ids=["flatten-first", "flatten-everything"],
+)
+def test_a_picture_flattened_otherwise_leaves_the_network_to_torch(layers):
+    agent = StreamTD(GRID, network=lambda outputs: nn.Sequential(*layers(outputs)))
+    assert agent.native is None
+    assert isinstance(agent.predict_one(np.zeros(GRID.shape, np.float32)), float)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.int64])
+def test_actions_of_a_dtype_that_the_engine_does_not_write_leave_the_learner_to_torch(dtype):
+    space = spaces.Box(-5, 5, (2,), dtype)
+    assert StreamAC(VECTOR, space).act(np.zeros(17)).dtype == dtype
+    with pytest.raises(UsageError, match="actions are"):
+        StreamAC(VECTOR, space, backend="native")
+
+
+def test_without_the_extension_learners_run_on_torch(monkeypatch):
+    monkeypatch.setattr("streamwise.kernels.stream_step.native_info", lambda: None)
+    assert StreamTD(VECTOR).native is None
+    with pytest.raises(UsageError, match="built without native kernels"):
+        StreamTD(VECTOR, backend="native")
+
+
+def test_a_back_end_that_does_not_exist_is_refused():
+    with pytest.raises(UsageError, match="backend is 'cuda'; choose one of: auto, native, torch"):
+        StreamTD(VECTOR, backend="cuda")
+
+
+@pytest.mark.parametrize("explore", [0, np.bool_(False)])
+def test_explore_may_be_any_boolean(explore):
+    reference, native = pair("stream-ac", VECTOR, BOX)
+    found, expected = (agent.act(np.ones(17), explore=explore) for agent in (native, reference))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("action", [np.array(1), torch.tensor(1), 1.0, "1", np.bool_(True), 1 << 80, -1, 4])
+def test_what_is_no_action_is_refused_by_both_back_ends(action):
+    for learner in pair("stream-q", VECTOR, DISCRETE):
+        with pytest.raises(ValueError, match="step 1: the action is"):
+            learner.learn_one(Transition(np.zeros(17), action, 0.0, np.zeros(17), False, False))
+
+
 @pytest.fixture
 def spec(monkeypatch):
     """What the native step of a small stream-TD is made from."""
@@ -399,6 +495,16 @@ def spec(monkeypatch):
         ("layers", [("convolution", 1, 17, 1, 4, 3, 1)], "layer 0: its kernel is too large"),
         ("layers", [("linear", 17)], "layer 0: too few numbers"),
         ("layers", [("gru", 17, 16)], "layer 0: unknown kind 'gru'"),
+        ("layers", [()], "layer 0: too few numbers"),
+        ("layers", [["linear", 17, 1]], "layer 0: is not a tuple"),
+        ("layers", [("linear", "17", 1)], "layer 0: entry 1 has the wrong type"),
+        ("layers", [("linear", 17, 17)] * 33, "layer 32: more than 32 layers"),
+        # Their product is 17 modulo 2^64.
+        (
+            "layers",
+            [("convolution", 64030193, 220183953, 261574033, 1, 1, 1 << 28), ("flatten",), ("linear", 1, 1)],
+            "layer 0: a size is out of range",
+        ),
         ("layers", [("layer_norm",), ("linear", 17, 1)], "layer 0: the first layer must be linear"),
     ],
 )
@@ -413,6 +519,48 @@ def test_a_read_only_array_is_refused(spec):
     mean.flags.writeable = False
     with pytest.raises(TypeError, match="mean is not an array that can be written to"):
         make_stream_step({**spec, "mean": mean})
+
+
+def test_a_precision_that_the_engine_does_not_have_is_refused(spec):
+    with pytest.raises(ValueError, match="dtype must be float32 or float64"):
+        make_stream_step({**spec, "dtype": "float16"})
+
+
+def test_memory_that_a_tensor_lets_go_of_stays_while_the_step_works_in_it(spec):
+    memory = np.zeros(577, np.float32)
+    trace, freed = torch.from_numpy(memory), weakref.ref(memory)
+    step = make_stream_step({**spec, "value": {**spec["value"], "trace": trace}})
+    del memory
+    trace.data = torch.zeros(577)
+    gc.collect()
+    assert freed() is not None
+    del step, trace
+    gc.collect()
+    assert freed() is None
+
+
+def test_a_second_thread_in_the_same_step_is_refused(spec):
+    step, refused = make_stream_step(spec), []
+
+    def learn(terminated):
+        return step.learn_one(np.ones(17), None, 1.0, np.ones(17), terminated, False)
+
+    class Slow:  # a boolean whose answer takes until another thread has tried
+        def __bool__(self):
+            def attempt():
+                for call in (lambda: learn(False), lambda: step.predict(np.ones(17)), step.state):
+                    with pytest.raises(RuntimeError, match="at work in another call"):
+                        call()
+                    refused.append(call)
+
+            thread = threading.Thread(target=attempt)
+            thread.start()
+            thread.join()
+            return False
+
+    assert learn(Slow()) is not None
+    assert len(refused) == 3
+    assert learn(False) is not None
 
 
 def test_q_learning_natively_solves_a_corridor():
