@@ -188,8 +188,9 @@ std::vector<LayerSpec> read_layers(const nb::list& described, int64_t inputs, in
     } else {
       refuse_layer(index, "unknown kind '" + kind + "'");
     }
-    const bool changes_input_in_place = layer.kind != LayerKind::linear && layer.kind != LayerKind::convolution;
-    if (layers.empty() && changes_input_in_place) refuse_layer(index, "the first layer must be linear or convolution");
+    // Only these two can do without a place for d objective / d input, which the first layer has none of.
+    const bool has_weights = layer.kind == LayerKind::linear || layer.kind == LayerKind::convolution;
+    if (layers.empty() && !has_weights) refuse_layer(index, "the first layer must be linear or convolution");
     current = layer.outputs;
     layers.push_back(layer);
   }
