@@ -120,13 +120,13 @@ class Run:
 
 
 class BareEnvironment:
-    """The environment alone, as Gymnasium makes it, without our wrappers; Atari keeps its preprocessing."""
+    """The environment alone, as Gymnasium makes it, without our wrappers; Atari and MinAtar keep theirs."""
 
     def __init__(self, name: str) -> None:
         # The stream's own first reset: the same seeds give the same world.
         seed = int(np.random.SeedSequence((0, 0, 0)).generate_state(1)[0])
         self.env = make(name, seed=0)
-        if not name.startswith("ALE/"):
+        if not name.startswith(("ALE/", "MinAtar/")):
             self.env.close()
             self.env = gymnasium.make(name, disable_env_checker=True)
         self.env.reset(seed=seed)
