@@ -18,6 +18,7 @@ from streamwise.streams import Action, NonFiniteSampleError, UsageError
 
 __all__ = ["CategoricalPolicy", "GaussianPolicy", "Policy", "policy_for"]
 
+SMALLEST_DEVIATION = 1e-3  # of a Gaussian policy
 _LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
@@ -48,7 +49,10 @@ class Policy(Protocol):
 
 
 class GaussianPolicy:
-    """Independent normals: outputs are [mean, pre-deviation], deviation = softplus(pre-deviation)."""
+    """Independent normals: outputs are [mean, pre-deviation], deviation = softplus(pre-deviation) + 0.001.
+
+    The published code adds nothing: a policy whose deviation has shrunk to nothing has infinite gradients.
+    """
 
     def __init__(self, size: int, dtype: Any) -> None:
         self.size = size
@@ -77,7 +81,7 @@ class GaussianPolicy:
         """Draw an action [size]; it may lie outside the bounds, the environment clips."""
         mean, pre_deviation = outputs.double().chunk(2)
         noise = torch.from_numpy(generator.normal(self.size))
-        return (mean + functional.softplus(pre_deviation) * noise).numpy().astype(self.dtype)
+        return (mean + _deviation(pre_deviation) * noise).numpy().astype(self.dtype)
 
     def mode(self, outputs: Tensor) -> NDArray[Any]:
         """Return the mean [size]."""
@@ -86,12 +90,16 @@ class GaussianPolicy:
     def log_probability_and_entropy(self, outputs: Tensor, action: Action) -> tuple[Tensor, Tensor]:
         """Of the unclipped action; summed over dimensions."""
         mean, pre_deviation = outputs.chunk(2)
-        deviation = functional.softplus(pre_deviation)
+        deviation = _deviation(pre_deviation)
         log_deviation = deviation.log()
         distance = (torch.from_numpy(np.asarray(action)).to(outputs.dtype) - mean) / deviation
         log_probability = (-0.5 * distance * distance - log_deviation).sum() - self.size * _LOG_SQRT_2PI
         entropy = log_deviation.sum() + self.size * (0.5 + _LOG_SQRT_2PI)
         return log_probability, entropy
+
+
+def _deviation(pre_deviation: Tensor) -> Tensor:
+    return functional.softplus(pre_deviation) + SMALLEST_DEVIATION
 
 
 class CategoricalPolicy:

@@ -286,7 +286,7 @@ import resource, sys
 import numpy as np
 from streamwise.agents import StreamAC
 from streamwise.envs import EnvironmentStream, make
-env = make("Pendulum-v1", seed=0)
+env = make("HalfCheetah-v5", seed=0)
 agent = StreamAC(env.observation_space, env.action_space)
 resident = lambda: int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 2**20
 for step, sample in enumerate(EnvironmentStream(env, agent.act), 1):
@@ -299,8 +299,8 @@ for step, sample in enumerate(EnvironmentStream(env, agent.act), 1):
 
 
 def memory_table() -> Table:
-    """Resident memory of a process that learns Pendulum-v1."""
-    table = Table(title="Resident memory of a learning process, Pendulum-v1")
+    """Resident memory of a process that learns HalfCheetah-v5."""
+    table = Table(title="Resident memory of a learning process, HalfCheetah-v5")
     table.add_column("after 10,000 steps", justify="right")
     table.add_column("after 1,000,000 steps", justify="right")
     result = subprocess.run([sys.executable, "-c", _MEMORY], check=True, capture_output=True, text=True)

@@ -280,7 +280,7 @@ class NativeAC final : public NativeLearner<T> {
     if (spec.policy_kind == PolicyKind::gaussian) {
       if (explore) normal(state, per_action.data, n);
       for (int64_t i = 0; i < n; ++i)
-        action[i] = double(outputs[i]) + (explore ? softplus(double(outputs[n + i])) * per_action[i] : 0.0);
+        action[i] = double(outputs[i]) + (explore ? deviation_of(double(outputs[n + i])) * per_action[i] : 0.0);
     } else {
       action[0] = double(explore ? draw(outputs) : this->greedy(outputs));
     }
@@ -320,7 +320,10 @@ class NativeAC final : public NativeLearner<T> {
   }
 
  private:
-  static double softplus(double x) { return x > 20.0 ? x : __builtin_log1p(__builtin_exp(x)); }
+  static double deviation_of(double pre) {
+    constexpr double kSmallest = 1e-3;  // agents/policies.py, SMALLEST_DEVIATION
+    return kSmallest + (pre > 20.0 ? pre : __builtin_log1p(__builtin_exp(pre)));
+  }
 
   // exp(outputs - highest), the softmax before it is normalized, into per_action; returns their sum.
   double exponentials(const T* outputs, double& highest) {
@@ -347,7 +350,7 @@ class NativeAC final : public NativeLearner<T> {
     double entropy = double(n) * (0.5 + 0.9189385332046727);
     for (int64_t i = 0; i < n; ++i) {
       const double pre = double(outputs[n + i]);
-      const double deviation = softplus(pre), slope = pre > 20.0 ? 1.0 : 1.0 / (1.0 + __builtin_exp(-pre));
+      const double deviation = deviation_of(pre), slope = pre > 20.0 ? 1.0 : 1.0 / (1.0 + __builtin_exp(-pre));
       const double distance = (double(T(action[i])) - double(outputs[i])) / deviation;
       policy_delta[i] = T(distance / deviation);
       policy_delta[n + i] = T((distance * distance - 1.0 + bonus) / deviation * slope);

@@ -8,6 +8,7 @@ import spec_reference as spec
 import torch
 from agents_support import (
     BACKENDS,
+    BOX_ACTIONS,
     CASES,
     FEATURES,
     HIDDEN,
@@ -27,11 +28,11 @@ CONTINUOUS = CASES[0]
 
 
 def log_probability_and_entropy(outputs: torch.Tensor, action) -> tuple[torch.Tensor, torch.Tensor]:
-    """From the densities: a normal with deviation log(1 + e^x) per dimension, or a softmax."""
+    """From the densities: a normal with deviation 0.001 + log(1 + e^x) per dimension, or a softmax."""
     if isinstance(action, int):
         probabilities = outputs.exp() / outputs.exp().sum()
         return probabilities[action].log(), -(probabilities * probabilities.log()).sum()
-    mean, deviation = outputs[:2], torch.log1p(torch.exp(outputs[2:]))
+    mean, deviation = outputs[:2], 1e-3 + torch.log1p(torch.exp(outputs[2:]))
     x = torch.tensor(np.asarray(action, np.float64))
     density = torch.exp(-((x - mean) ** 2) / (2.0 * deviation**2)) / (math.sqrt(2.0 * math.pi) * deviation)
     return density.log().sum(), (0.5 * torch.log(2.0 * math.pi * math.e * deviation**2)).sum()
@@ -113,3 +114,15 @@ def test_the_better_of_two_actions_becomes_the_likelier(rule, backend):
         action = agent.act(x)
         agent.learn_one(Transition(x, action, float(action), x, True, False))
     assert sum(agent.act(x) for _ in range(200)) > 160
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_policy_that_has_lost_all_its_spread_still_learns_finite_numbers(backend):
+    """softplus of a very negative number is 0 in float32, which without a floor turns gradients to NaN."""
+    agent = StreamAC(OBSERVATIONS, BOX_ACTIONS, seed=0, backend=backend)
+    with torch.no_grad():
+        agent.actor.module[-1].bias[2:] = -200.0
+    if agent.native is not None:
+        agent.native.push()
+    live(agent, World(), 50)
+    assert all(tensor.isfinite().all() for tensor in agent.state_dict().values())
