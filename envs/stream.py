@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from streamwise.streams import Action, Position, Transition, UsageError
+from streamwise.streams import Action, NonFiniteSampleError, Position, Transition, UsageError
 
 __all__ = ["EnvironmentStream"]
 
@@ -141,7 +141,7 @@ def _action_check(space: spaces.Space[Any]) -> Callable[[Action, int], Any]:
                 raise ValueError(f"step {step}: the action is of type {taken.dtype}, not of numbers.")
             # A third of the time of np.isfinite(taken).all() for the few numbers of an action.
             if not all(map(math.isfinite, taken.ravel().tolist())):
-                raise ValueError(f"step {step}: the action is {taken.tolist()}, not finite.")
+                raise NonFiniteSampleError(f"step {step}: the action is {taken.tolist()}, not finite.")
             return taken
 
         return check_array

@@ -24,7 +24,7 @@ from torch import Tensor
 from streamwise.agents import AGENTS, Learner, agent_class
 from streamwise.agents.native import Backend
 from streamwise.agents.networks import NetworkBuilder
-from streamwise.streams import UsageError
+from streamwise.streams import DivergedError, UsageError
 
 __all__ = [
     "Checkpoint",
@@ -55,11 +55,11 @@ class Checkpoint:
 def write_checkpoint(directory: Path, state: dict[str, Tensor], meta: dict[str, Any]) -> None:
     """Write state.safetensors and meta.json so that `directory` either is complete or does not exist.
 
-    Raises CheckpointError, writing nothing, if the state holds NaN or an infinity: the learner has diverged.
+    Raises DivergedError, writing nothing, if the state holds NaN or an infinity: the learner has diverged.
     """
     for name, tensor in state.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise CheckpointError(
+            raise DivergedError(
                 f"the learner has diverged: {name!r} is not finite. The last good checkpoint was kept; "
                 "try a smaller step_size or intended_change."
             )
@@ -172,7 +172,7 @@ def restore(
 def save(learner: Learner, path: str | Path) -> None:
     """Write a learner to the directory `path`; an earlier one there is replaced.
 
-    Raises CheckpointError if the learner has diverged.
+    Raises DivergedError if the learner has diverged.
     """
     write_checkpoint(Path(path), learner.state_dict(), describe(learner))
 

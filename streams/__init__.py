@@ -6,12 +6,13 @@ Environments as streams live in `envs`; nothing here imports the rest of streamw
 from __future__ import annotations
 
 from streamwise.streams.csv_series import CsvSeriesStream
-from streamwise.streams.errors import NonFiniteSampleError, UsageError
+from streamwise.streams.errors import DivergedError, NonFiniteSampleError, UsageError
 from streamwise.streams.sample import Action, Position, Stream, Transition
 
 __all__ = [
     "Action",
     "CsvSeriesStream",
+    "DivergedError",
     "NonFiniteSampleError",
     "Position",
     "Stream",

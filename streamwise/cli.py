@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     name, *rest = arguments
     if name not in COMMANDS:
         _fail(2, f"streamwise: no command is named {name!r}.{_nearest(name)} See `streamwise --help`.")
-    from streamwise.streams import NonFiniteSampleError, UsageError
+    from streamwise.streams import DivergedError, NonFiniteSampleError, UsageError
 
     try:
         with _warnings_as_lines():
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:  # whoever reads our output has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (NonFiniteSampleError, OSError) as error:
+    except (NonFiniteSampleError, DivergedError, OSError) as error:
         _fail(1, f"streamwise {name}: {error}")
     except KeyboardInterrupt:
         _fail(130, f"streamwise {name}: interrupted.")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import streamwise
 from streamwise.agents import AGENTS, StreamAC, StreamTD
 from streamwise.runs.checkpoint import CheckpointError, Checkpoints, read_checkpoint
-from streamwise.streams import Transition
+from streamwise.streams import DivergedError, Transition
 
 OBSERVATIONS = spaces.Box(-1.0, 1.0, (12,), np.float32)
 ACTIONS = {
@@ -152,7 +152,7 @@ def test_a_diverged_learner_does_not_replace_the_last_good_state(tmp_path):
     agent = StreamTD(OBSERVATIONS)
     streamwise.save(agent, tmp_path / "agent")
     agent.network.parameters[0] = float("nan")
-    with pytest.raises(CheckpointError, match=r"diverged: 'value\.parameters' is not finite"):
+    with pytest.raises(DivergedError, match=r"diverged: 'value\.parameters' is not finite"):
         streamwise.save(agent, tmp_path / "agent")
     assert torch.isfinite(streamwise.load(tmp_path / "agent").network.parameters).all()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -15,7 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from gymnasium import spaces
 
-from streamwise.agents import StreamACConfig, StreamQConfig, StreamTDConfig
+from streamwise.agents import StreamAC, StreamACConfig, StreamQConfig, StreamTDConfig
+from streamwise.cli import main
 from streamwise.runs.checkpoint import Checkpoints
 from streamwise.runs.config import RunConfig, load_config
 from streamwise.runs.evaluate import evaluate
@@ -116,6 +118,27 @@ def test_bad_input_stops_the_run_after_a_checkpoint_of_the_last_good_state(tmp_p
     checkpoint = Checkpoints(tmp_path / "run").latest()
     assert int(checkpoint.state["steps"]) == 119
     assert all(tensor.isfinite().all() for tensor in checkpoint.state.values())
+
+
+def test_a_diverged_learner_fails_the_run_in_one_line_and_keeps_the_last_good_checkpoint(
+    tmp_path, monkeypatch, capsys
+):
+    learn_one, calls = StreamAC.learn_one, itertools.count(1)
+
+    def diverge(agent, transition):
+        metrics = learn_one(agent, transition)
+        if next(calls) == 250:
+            state = agent.state_dict()
+            agent.load_state_dict({**state, "actor.parameters": state["actor.parameters"] * float("nan")})
+        return metrics
+
+    monkeypatch.setattr(StreamAC, "learn_one", diverge)
+    run = tmp_path / "run"
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "Pendulum-v1", "--steps", "400", "--checkpoint-every", "100", "--out", str(run)])
+    assert stop.value.code == 1
+    assert "diverged: 'actor.parameters' is not finite" in capsys.readouterr().err.splitlines()[-1]
+    assert Checkpoints(run).latest().meta["step"] == 200
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
