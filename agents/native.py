@@ -194,6 +194,8 @@ class UnsupportedError(ValueError):
 
 
 def _describe(network: FlatNetwork, rule: Rule, samples: TransitionNormalizer) -> dict[str, Any]:
+    if type(rule) not in (ObGD, AdaptiveObGD, Intentional):  # a subclass may compute anything
+        raise UnsupportedError(f"there is no native kernel for the rule {type(rule).__name__}")
     description: dict[str, Any] = {
         "layers": _layers(network.module, samples.observations.shape),
         "parameters": network.parameters,

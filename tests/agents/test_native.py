@@ -360,6 +360,18 @@ def test_a_network_without_a_kernel_runs_on_torch_or_says_why_it_cannot():
     assert StreamTD(VECTOR, backend="torch").native is None
 
 
+def test_a_rule_without_a_kernel_runs_on_torch_or_says_why_it_cannot(monkeypatch):
+    class Halved(ObGD):
+        def update(self, parameters, gradient, td_error, decay):
+            return super().update(parameters, gradient, td_error / 2, decay)
+
+    monkeypatch.setattr("streamwise.agents.settings.ObGD", Halved)
+    config = StreamTD.Config(step_size_rule="obgd")
+    assert StreamTD(VECTOR, config=config).native is None
+    with pytest.raises(UsageError, match="no native kernel for the rule Halved"):
+        StreamTD(VECTOR, config=config, backend="native")
+
+
 def test_a_network_of_ones_own_made_of_known_layers_runs_natively():
     def deep(outputs):
         return nn.Sequential(
