@@ -16,8 +16,8 @@ from torch import nn
 
 from streamwise.agents import AGENTS, StreamAC, StreamQ, StreamTD
 from streamwise.agents.networks import ChannelsFirst, LayerNorm
-from streamwise.envs import EnvironmentStream, make
 from streamwise.agents.step_sizes import ObGD
+from streamwise.envs import EnvironmentStream, make
 from streamwise.kernels import native_info
 from streamwise.kernels.stream_step import INSTRUCTION_SETS, make_stream_step
 from streamwise.streams import NonFiniteSampleError, Transition, UsageError
