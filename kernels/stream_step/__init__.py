@@ -1,8 +1,9 @@
 """One streaming update as one native call: forward, backward into the traces, step-size rule, normalizers.
 
 The definition is the torch back end of the learners in `agents`, which also describes networks to this
-engine; tests hold the two against each other. `engine.inl` is the network and the rules, `learners.inl` the
-learners, both compiled once per instruction set; `native.cpp` checks what Python hands over.
+engine; tests hold the two against each other. `learners.inl` holds the learners, `network.inl` their
+networks, `rules.inl` the step-size rules, all compiled once per instruction set; `native.cpp` checks what
+Python hands over.
 """
 
 from __future__ import annotations

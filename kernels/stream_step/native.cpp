@@ -24,7 +24,6 @@ namespace nb = nanobind;
 namespace streamwise {
 namespace baseline {
 #include "engine.inl"
-#include "learners.inl"
 }  // namespace baseline
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -34,7 +33,6 @@ namespace baseline {
 #pragma GCC target("avx2,fma")
 namespace avx2 {
 #include "engine.inl"
-#include "learners.inl"
 }  // namespace avx2
 #pragma GCC pop_options
 #undef STREAMWISE_LANES
@@ -43,7 +41,6 @@ namespace avx2 {
 #pragma GCC target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma,prefer-vector-width=512")
 namespace avx512 {
 #include "engine.inl"
-#include "learners.inl"
 }  // namespace avx512
 #pragma GCC pop_options
 #undef STREAMWISE_LANES
@@ -53,7 +50,6 @@ namespace avx512 {
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
 namespace avx2 {
 #include "engine.inl"
-#include "learners.inl"
 }  // namespace avx2
 #pragma clang attribute pop
 #undef STREAMWISE_LANES
@@ -62,7 +58,6 @@ namespace avx2 {
                              apply_to = function)
 namespace avx512 {
 #include "engine.inl"
-#include "learners.inl"
 }  // namespace avx512
 #pragma clang attribute pop
 #undef STREAMWISE_LANES

@@ -1,0 +1,308 @@
+// Networks: forward, backward straight into the traces, step-size rule, for one sample.
+
+// What one forward pass leaves behind for a backward pass, and for whoever asks for the same input again.
+template <class T>
+struct Activations {
+  Array<T> input;
+  Array<T> output[kMaxLayers];
+  Array<T> columns[kMaxLayers];  // convolution: the patches, [positions, channels_in * kernel * kernel]
+  T deviation[kMaxLayers];       // layer_norm: 1 / sqrt(variance + eps)
+  bool valid = false;
+};
+
+template <class T>
+class Network {
+ public:
+  explicit Network(const NetworkSpec& spec)
+      : parameters_(static_cast<T*>(spec.parameters)),
+        trace_(static_cast<T*>(spec.trace)),
+        second_moment_(static_cast<T*>(spec.second_moment)),
+        size_(spec.size),
+        rule_(spec.rule),
+        count_(spec.layer_count) {
+    int64_t offset = 0;
+    for (int64_t l = 0; l < count_; ++l) {
+      const LayerSpec& layer = layers_[l] = spec.layers[l];
+      offset_[l] = offset;
+      if (layer.kind == LayerKind::linear) offset += layer.outputs * (layer.inputs + 1);
+      if (layer.kind == LayerKind::convolution) {
+        convolution_[l].prepare(layer);
+        offset += convolution_[l].parameter_count();
+      }
+      delta_[l].allocate(layer.outputs);
+    }
+    if (rule_.kind != RuleKind::obgd) scaled_.allocate(size_);
+    if (rule_.kind == RuleKind::intentional) squares_.allocate(longest_row());
+  }
+
+  int64_t outputs() const { return layers_[count_ - 1].outputs; }
+  int64_t inputs() const { return layers_[0].inputs; }
+
+  void prepare(Activations<T>& a) const {
+    a.input.allocate(inputs());
+    for (int64_t l = 0; l < count_; ++l) {
+      const LayerSpec& layer = layers_[l];
+      a.output[l].allocate(layer.outputs);
+      if (layer.kind == LayerKind::convolution)
+        a.columns[l].allocate(convolution_[l].columns_size());
+    }
+  }
+
+  // Return the outputs for x, computing them only if `a` does not hold them already.
+  const T* forward(const T* x, Activations<T>& a) {
+    if (!(a.valid && __builtin_memcmp(a.input.data, x, sizeof(T) * static_cast<size_t>(inputs())) == 0)) {
+      __builtin_memcpy(a.input.data, x, sizeof(T) * static_cast<size_t>(inputs()));
+      const T* current = a.input.data;
+      for (int64_t l = 0; l < count_; ++l) {
+        forward_layer(l, current, a);
+        current = a.output[l].data;
+      }
+      a.valid = true;
+    }
+    return a.output[count_ - 1].data;
+  }
+
+  // Forward passes of two inputs, together where neither is there already.
+  void forward_pair(const T* x0, Activations<T>& a0, const T* x1, Activations<T>& a1) {
+    if (a0.valid || a1.valid) {
+      forward(x0, a0);
+      forward(x1, a1);
+      return;
+    }
+    const size_t bytes = sizeof(T) * static_cast<size_t>(inputs());
+    __builtin_memcpy(a0.input.data, x0, bytes);
+    __builtin_memcpy(a1.input.data, x1, bytes);
+    const T *current0 = a0.input.data, *current1 = a1.input.data;
+    for (int64_t l = 0; l < count_; ++l) {
+      const LayerSpec& layer = layers_[l];
+      if (layer.kind == LayerKind::linear) {
+        const T* weight = parameters_ + offset_[l];
+        affine_pair(weight, weight + layer.outputs * layer.inputs, current0, current1, a0.output[l].data,
+                    a1.output[l].data, layer.outputs, layer.inputs);
+      } else {
+        forward_layer(l, current0, a0);
+        forward_layer(l, current1, a1);
+      }
+      current0 = a0.output[l].data;
+      current1 = a1.output[l].data;
+    }
+    a0.valid = a1.valid = true;
+  }
+
+  // Turn d objective / d outputs into every layer's own, and the convolutions' gradients.
+  void backward(const T* output_delta, const Activations<T>& a) {
+    __builtin_memcpy(delta_[count_ - 1].data, output_delta, sizeof(T) * static_cast<size_t>(outputs()));
+    for (int64_t l = count_ - 1; l >= 0; --l)
+      backward_layer(l, l > 0 ? a.output[l - 1].data : a.input.data, l > 0 ? delta_[l - 1].data : nullptr, a);
+  }
+
+  // z <- decay z + gradient, then w <- w + step td_error z by the step-size rule. Returns the step.
+  double update(const Activations<T>& a, double td_error, double decay, RuleState& state) {
+    weights_changed();
+    switch (rule_.kind) {
+      case RuleKind::obgd: {
+        double norm = 0.0;
+        each_layer(a, rows_of(decay, 0.0, 0.0, 0.0), [&](const Rows<T>& rows) { norm += obgd(rows); });
+        const double step = bounded_step_size(td_error, norm);
+        axpy(parameters_, trace_, T(step * td_error), size_);
+        return step;
+      }
+      case RuleKind::adaptive_obgd: {
+        state.updates += 1;
+        const double beta = rule_.second_moment_decay;
+        const double correction = 1.0 / (1.0 - __builtin_pow(beta, double(state.updates)));
+        double norm = 0.0;
+        each_layer(a, rows_of(decay, beta, (1.0 - beta) * td_error * td_error, correction),
+                   [&](const Rows<T>& rows) { norm += adaptive(rows); });
+        const double step = bounded_step_size(td_error, norm);
+        axpy(parameters_, scaled_.data, T(step * td_error), size_);
+        return step;
+      }
+      default: {
+        state.updates += 1;
+        state.decay_product *= decay;
+        const double beta = rule_.second_moment_decay;
+        const double correction = 1.0 / (1.0 - __builtin_pow(beta, double(state.updates)));
+        double norm = 0.0, trace_norm = 0.0, scale = 1.0;
+        each_layer(a, rows_of(decay, beta, 1.0 - beta, correction), [&](Rows<T> rows) {
+          for (int64_t i = 0; i < rows.n; ++i) squares_[i] = rows.x[i] * rows.x[i];
+          rows.squares = squares_.data;
+          const Norms norms = intentional(rows);
+          scale = norms.scale;
+          norm += norms.gradient;
+          trace_norm += norms.trace;
+        });
+        double sigma;
+        if (decay < 1.0) {
+          state.gradient_norm = decay * state.gradient_norm + (1.0 - decay) * norm;
+          sigma = state.gradient_norm / (1.0 - state.decay_product);
+        } else {
+          state.gradient_norm += (norm - state.gradient_norm) / double(state.updates);
+          sigma = state.gradient_norm;
+        }
+        const double reach = __builtin_sqrt(sigma * trace_norm);
+        const double step = rule_.intended_change / (reach > 1e-8 ? reach : 1e-8);
+        axpy(parameters_, scaled_.data, T(step * scale * tame(td_error, state)), size_);
+        return step;
+      }
+    }
+  }
+
+  void clear_trace() { zero(trace_, size_); }
+  void weights_changed() {
+    for (int64_t l = 0; l < count_; ++l) convolution_[l].weights_changed();
+  }
+
+ private:
+  void forward_layer(int64_t l, const T* x, Activations<T>& a) {
+    const LayerSpec& layer = layers_[l];
+    T* y = a.output[l].data;
+    switch (layer.kind) {
+      case LayerKind::linear: {
+        const T* weight = parameters_ + offset_[l];
+        affine(weight, weight + layer.outputs * layer.inputs, x, y, layer.outputs, layer.inputs);
+        break;
+      }
+      case LayerKind::convolution:
+        convolution_[l].forward(parameters_ + offset_[l], x, a.columns[l].data, y);
+        break;
+      case LayerKind::layer_norm: {
+        const int64_t n = layer.inputs;
+        T sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t i = 0; i < n; ++i) sum += x[i];
+        const T mean = sum / T(n);
+        T squares = 0;
+#pragma omp simd reduction(+ : squares)
+        for (int64_t i = 0; i < n; ++i) squares += (x[i] - mean) * (x[i] - mean);
+        const T inverse = T(1) / root(squares / T(n) + T(1e-5));
+#pragma omp simd
+        for (int64_t i = 0; i < n; ++i) y[i] = (x[i] - mean) * inverse;
+        a.deviation[l] = inverse;
+        break;
+      }
+      case LayerKind::leaky_relu: {
+        const T slope = T(layer.slope);
+#pragma omp simd
+        for (int64_t i = 0; i < layer.inputs; ++i) y[i] = x[i] > 0 ? x[i] : slope * x[i];
+        break;
+      }
+      case LayerKind::flatten: {  // [positions, channels] -> [channels, positions], as torch counts
+        const int64_t channels = layer.inputs / layer.positions;
+        for (int64_t p = 0; p < layer.positions; ++p)
+          for (int64_t c = 0; c < channels; ++c) y[c * layer.positions + p] = x[p * channels + c];
+        break;
+      }
+    }
+  }
+
+  void backward_layer(int64_t l, const T* x, T* dx, const Activations<T>& a) {
+    const LayerSpec& layer = layers_[l];
+    const T* dy = delta_[l].data;
+    switch (layer.kind) {
+      case LayerKind::linear:
+        if (dx) affine_backward(parameters_ + offset_[l], dy, dx, layer.outputs, layer.inputs);
+        break;
+      case LayerKind::convolution:
+        convolution_[l].backward(parameters_ + offset_[l], dy, a.columns[l].data, dx);
+        break;
+      case LayerKind::layer_norm: {
+        const int64_t n = layer.inputs;
+        const T* y = a.output[l].data;
+        T sum = 0, along = 0;
+#pragma omp simd reduction(+ : sum, along)
+        for (int64_t i = 0; i < n; ++i) {
+          sum += dy[i];
+          along += dy[i] * y[i];
+        }
+        const T mean = sum / T(n), slope = along / T(n), inverse = a.deviation[l];
+#pragma omp simd
+        for (int64_t i = 0; i < n; ++i) dx[i] = inverse * (dy[i] - mean - y[i] * slope);
+        break;
+      }
+      case LayerKind::leaky_relu: {
+        const T slope = T(layer.slope);
+#pragma omp simd
+        for (int64_t i = 0; i < layer.inputs; ++i) dx[i] = x[i] > 0 ? dy[i] : slope * dy[i];
+        break;
+      }
+      case LayerKind::flatten: {
+        const int64_t channels = layer.inputs / layer.positions;
+        for (int64_t p = 0; p < layer.positions; ++p)
+          for (int64_t c = 0; c < channels; ++c) dx[p * channels + c] = dy[c * layer.positions + p];
+        break;
+      }
+    }
+  }
+
+  Rows<T> rows_of(double decay, double beta, double weight, double correction) const {
+    Rows<T> rows{};
+    rows.decay = T(decay), rows.beta = T(beta), rows.weight = T(weight);
+    rows.correction = T(correction), rows.epsilon = T(rule_.epsilon);
+    return rows;
+  }
+
+  // Call visit for the weights and for the biases of every layer that has them.
+  template <class Visit>
+  void each_layer(const Activations<T>& a, Rows<T> rows, Visit visit) const {
+    auto at = [&](int64_t offset, const T* x, const T* d, int64_t row_count, int64_t n) {
+      rows.z = trace_ + offset;
+      rows.v = second_moment_ ? second_moment_ + offset : nullptr;
+      rows.scaled = scaled_.data + offset;
+      rows.x = x, rows.d = d, rows.rows = row_count, rows.n = n;
+      visit(rows);
+    };
+    for (int64_t l = 0; l < count_; ++l) {
+      const LayerSpec& layer = layers_[l];
+      const T* x = l > 0 ? a.output[l - 1].data : a.input.data;
+      if (layer.kind == LayerKind::linear) {
+        at(offset_[l], x, delta_[l].data, layer.outputs, layer.inputs);
+        at(offset_[l] + layer.outputs * layer.inputs, delta_[l].data, nullptr, 1, layer.outputs);
+      } else if (layer.kind == LayerKind::convolution) {
+        const T* gradient = convolution_[l].gradient.data;
+        const int64_t n = convolution_[l].gradient.size;
+        for (int64_t first = 0; first < n; first += kPiece)
+          at(offset_[l] + first, gradient + first, nullptr, 1, n - first < kPiece ? n - first : kPiece);
+      }
+    }
+  }
+
+  int64_t longest_row() const {
+    int64_t longest = kPiece;
+    for (int64_t l = 0; l < count_; ++l) {
+      const LayerSpec& layer = layers_[l];
+      if (layer.kind == LayerKind::linear && layer.inputs > longest) longest = layer.inputs;
+      if (layer.kind == LayerKind::linear && layer.outputs > longest) longest = layer.outputs;
+    }
+    return longest;
+  }
+
+  double bounded_step_size(double td_error, double norm) const {
+    const double magnitude = __builtin_fabs(td_error) > 1.0 ? __builtin_fabs(td_error) : 1.0;
+    const double overshoot = rule_.step_size * rule_.overshoot_margin * magnitude * norm;
+    return overshoot > 1.0 ? rule_.step_size / overshoot : rule_.step_size;
+  }
+
+  double tame(double td_error, RuleState& state) const {
+    const double beta = rule_.td_error_decay;
+    const double correction = 1.0 - __builtin_pow(beta, double(state.updates));
+    state.td_error_square = beta * state.td_error_square + (1.0 - beta) * td_error * td_error;
+    const double cap = rule_.td_error_cap * __builtin_sqrt(state.td_error_square / correction);
+    const double clipped = td_error > cap ? cap : td_error < -cap ? -cap : td_error;
+    if (!rule_.normalize_td_error) return clipped;
+    state.td_error_magnitude = beta * state.td_error_magnitude + (1.0 - beta) * __builtin_fabs(clipped);
+    const double scale = state.td_error_magnitude / correction;
+    return clipped / (scale > 1e-12 ? scale : 1e-12);
+  }
+
+  T *const parameters_, *const trace_, *const second_moment_;  // [size_]
+  const int64_t size_;
+  const RuleSpec rule_;
+  const int64_t count_;
+  LayerSpec layers_[kMaxLayers];
+  int64_t offset_[kMaxLayers];
+  Array<T> delta_[kMaxLayers];  // d objective / d output of each layer
+  Convolution<T> convolution_[kMaxLayers];
+  Array<T> squares_;
+  Array<T> scaled_;  // trace / root mean square, kept between the norm and the step
+};

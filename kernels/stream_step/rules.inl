@@ -1,0 +1,220 @@
+// Step-size rules: what they do to the trace of one layer.
+
+// The gradient of row o of a linear layer is d[o] * x[0..n): it is made here and never stored. Norms are summed in
+// the arrays' precision over a few rows, then in double.
+
+constexpr int64_t kRowsPerSum = 8;
+constexpr int64_t kPiece = 1024;  // of a convolution's gradient: a row of its own, for the same reason
+
+template <class T>
+struct Rows {
+  T *z, *v, *scaled;  // [rows, n]; v and scaled are not used by obgd
+  const T* x;         // [n]
+  const T* squares;   // [n], of x; read by `intentional` in lanes
+  const T* d;         // [rows], or null for ones
+  int64_t rows, n;
+  T decay, beta, weight, correction, epsilon;
+
+  T slope(int64_t o) const { return d ? d[o] : T(1); }
+};
+
+struct Norms {
+  double gradient = 0.0, trace = 0.0;
+  double scale = 1.0;  // what `scaled` still has to be multiplied by
+};
+
+// z <- decay z + g. Returns the sum of |z|.
+template <class T>
+static double obgd(const Rows<T>& r) {
+  double norm = 0.0;
+  for (int64_t o = 0; o < r.rows; ++o) {
+    T* __restrict z = r.z + o * r.n;
+    const T* __restrict x = r.x;
+    const T d = r.slope(o), decay = r.decay;
+    T sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < r.n; ++i) {
+      const T now = decay * z[i] + d * x[i];
+      z[i] = now;
+      sum += now < 0 ? -now : now;
+    }
+    norm += double(sum);
+  }
+  return norm;
+}
+
+// The same, then v <- beta v + weight z^2 and scaled = z / sqrt(v correction + epsilon). Returns the sum of |scaled|.
+template <class T>
+static double adaptive(const Rows<T>& r) {
+  double norm = 0.0;
+  for (int64_t o = 0; o < r.rows; ++o) {
+    T *__restrict z = r.z + o * r.n, *__restrict v = r.v + o * r.n, *__restrict scaled = r.scaled + o * r.n;
+    const T* __restrict x = r.x;
+    const T d = r.slope(o), decay = r.decay, beta = r.beta, weight = r.weight;
+    const T correction = r.correction, epsilon = r.epsilon;
+    T sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < r.n; ++i) {
+      const T now = decay * z[i] + d * x[i];
+      z[i] = now;
+      const T moment = beta * v[i] + weight * now * now;
+      v[i] = moment;
+      const T s = now / root(moment * correction + epsilon);
+      scaled[i] = s;
+      sum += s < 0 ? -s : s;
+    }
+    norm += double(sum);
+  }
+  return norm;
+}
+
+// v <- beta v + weight g^2, z <- decay z + g and scaled = z / (sqrt(v correction) + epsilon). Returns the norms of
+// gradient and trace, each entry's square divided by the same root.
+template <class T>
+static Norms intentional(const Rows<T>& r) {
+  Norms norms;
+  for (int64_t o = 0; o < r.rows; ++o) {
+    T *__restrict z = r.z + o * r.n, *__restrict v = r.v + o * r.n, *__restrict scaled = r.scaled + o * r.n;
+    const T* __restrict x = r.x;
+    const T d = r.slope(o), decay = r.decay, beta = r.beta, weight = r.weight;
+    const T correction = r.correction, epsilon = r.epsilon;
+    T gradient = 0, trace = 0;
+#pragma omp simd reduction(+ : gradient, trace)
+    for (int64_t i = 0; i < r.n; ++i) {
+      const T g = d * x[i];
+      const T square = g * g;
+      const T moment = beta * v[i] + weight * square;
+      v[i] = moment;
+      const T inverse = T(1) / (root(moment * correction) + epsilon);
+      const T now = decay * z[i] + g;
+      z[i] = now;
+      const T s = now * inverse;
+      scaled[i] = s;
+      gradient += square * inverse;
+      trace += now * s;
+    }
+    norms.gradient += double(gradient);
+    norms.trace += double(trace);
+  }
+  return norms;
+}
+
+#if defined(STREAMWISE_LANES)
+// The same three for float32. Call step(at, d, x, load, store) for every vector of the rows: `at` counts from the
+// first row's first weight, and `load` and `store` leave alone what lies beyond a row's end. sum() comes every few
+// rows and after the last.
+template <class Step, class Sum>
+static inline void each_vector(const Rows<float>& r, Step step, Sum sum) {
+  const float* const x = r.x;
+  const int64_t n = r.n, rows = r.rows, whole = n - n % Lanes::kWidth;
+  for (int64_t o = 0; o < rows; ++o) {
+    const int64_t row = o * n;
+    const Vector d = Lanes::all(r.slope(o));
+    for (int64_t i = 0; i < whole; i += Lanes::kWidth)
+      step(row + i, d, Lanes::load(x + i), [](const float* at) { return Lanes::load(at); },
+           [](float* at, Vector v) { Lanes::store(at, v); });
+    if (whole < n) {
+      const int64_t count = n - whole;
+      step(row + whole, d, Lanes::load_first(x + whole, count),
+           [count](const float* at) { return Lanes::load_first(at, count); },
+           [count](float* at, Vector v) { Lanes::store_first(at, v, count); });
+    }
+    if (o % kRowsPerSum == kRowsPerSum - 1) sum();
+  }
+  sum();
+}
+
+static double obgd(const Rows<float>& r) {
+  float* const z = r.z;  // a copy: vector stores may alias anything reached by reference
+  const Vector decay = Lanes::all(r.decay), none = Lanes::all(0.0f);
+  Vector partial = none;
+  double norm = 0.0;
+  each_vector(
+      r,
+      [=, &partial](int64_t at, Vector d, Vector x, auto load, auto store) {
+        const Vector now = Lanes::fused(decay, load(z + at), Lanes::multiply(d, x));
+        store(z + at, now);
+        partial = Lanes::add(partial, Lanes::magnitude(now));
+      },
+      [&] {
+        norm += double(Lanes::sum(partial));
+        partial = none;
+      });
+  return norm;
+}
+
+static double adaptive(const Rows<float>& r) {
+  float *const z = r.z, *const v = r.v, *const scaled = r.scaled;
+  const Vector decay = Lanes::all(r.decay), beta = Lanes::all(r.beta), weight = Lanes::all(r.weight);
+  const Vector correction = Lanes::all(r.correction), epsilon = Lanes::all(r.epsilon), none = Lanes::all(0.0f);
+  Vector partial = none;
+  double norm = 0.0;
+  each_vector(
+      r,
+      [=, &partial](int64_t at, Vector d, Vector x, auto load, auto store) {
+        const Vector now = Lanes::fused(decay, load(z + at), Lanes::multiply(d, x));
+        store(z + at, now);
+        const Vector moment = Lanes::fused(beta, load(v + at), Lanes::multiply(weight, Lanes::multiply(now, now)));
+        store(v + at, moment);
+        const Vector s = Lanes::multiply(now, inverse_root(Lanes::fused(moment, correction, epsilon)));
+        store(scaled + at, s);
+        partial = Lanes::add(partial, Lanes::magnitude(s));
+      },
+      [&] {
+        norm += double(Lanes::sum(partial));
+        partial = none;
+      });
+  return norm;
+}
+
+static Norms intentional(const Rows<float>& r) {
+  float *const z = r.z, *const v = r.v, *const scaled = r.scaled;
+  const float *const x = r.x, *const squares = r.squares;
+  const int64_t n = r.n, rows = r.rows, whole = n - n % Lanes::kWidth, rest = n - whole;
+  const Vector decay = Lanes::all(r.decay), beta = Lanes::all(r.beta), none = Lanes::all(0.0f);
+  // sqrt(v correction) + epsilon = (sqrt(v) + epsilon / root) root: one multiplication less for each weight.
+  const float correction_root = root(r.correction);
+  const Vector epsilon = Lanes::all(r.epsilon / correction_root);
+  Vector gradient = none, trace = none;
+  Norms norms;
+  norms.scale = 1.0 / double(correction_root);
+  for (int64_t o = 0; o < rows; ++o) {
+    const float slope = r.slope(o);
+    const Vector d = Lanes::all(slope), weight = Lanes::all(r.weight * slope * slope);
+    Vector row_gradient = none;  // of x alone: d is the same along a row
+    auto step = [&](float* z_at, float* v_at, float* scaled_at, Vector x_at, Vector square, auto load, auto store) {
+      const Vector moment = Lanes::fused(weight, square, Lanes::multiply(beta, load(v_at)));
+      const Vector now = Lanes::fused(d, x_at, Lanes::multiply(decay, load(z_at)));
+      const Vector inverse = inverse_root_plus(moment, epsilon);
+      const Vector s = Lanes::multiply(now, inverse);
+      store(v_at, moment);
+      store(z_at, now);
+      store(scaled_at, s);
+      row_gradient = Lanes::fused(square, inverse, row_gradient);
+      trace = Lanes::fused(now, s, trace);
+    };
+    float *const z_row = z + o * n, *const v_row = v + o * n, *const scaled_row = scaled + o * n;
+    for (int64_t i = 0; i < whole; i += Lanes::kWidth)
+      step(z_row + i, v_row + i, scaled_row + i, Lanes::load(x + i), Lanes::load(squares + i),
+           [](const float* at) { return Lanes::load(at); }, [](float* at, Vector value) { Lanes::store(at, value); });
+    if (rest)
+      step(z_row + whole, v_row + whole, scaled_row + whole, Lanes::load_first(x + whole, rest),
+           Lanes::load_first(squares + whole, rest),
+           [rest](const float* at) { return Lanes::load_first(at, rest); },
+           [rest](float* at, Vector value) { Lanes::store_first(at, value, rest); });
+    gradient = Lanes::fused(Lanes::all(slope * slope), row_gradient, gradient);
+    if (o % kRowsPerSum == kRowsPerSum - 1 || o == rows - 1) {
+      norms.gradient += double(Lanes::sum(gradient)) * norms.scale;
+      norms.trace += double(Lanes::sum(trace)) * norms.scale;
+      gradient = trace = none;
+    }
+  }
+  return norms;
+}
+#endif
+
+template <class T>
+static void axpy(T* __restrict w, const T* __restrict z, T factor, int64_t n) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) w[i] += factor * z[i];
+}
