@@ -74,3 +74,88 @@ static void affine_backward(const T* __restrict weight, const T* __restrict dy, 
     for (int64_t i = 0; i < inputs; ++i) dx[i] += w[i] * d;
   }
 }
+
+#if defined(STREAMWISE_LANES)
+// The same three for float32, with as many sums under way as hide the latency of adding to one.
+
+// sums[r] += w[r, i] x[i] over i, for `kRows` rows of one matrix and `kInputs` inputs: sums[input * kRows + row].
+template <int kRows, int kInputs>
+static inline void products(const float* w, const float* const (&x)[kInputs], int64_t n, Vector (&sums)[kRows * kInputs]) {
+  for (Vector& sum : sums) sum = Lanes::all(0.0f);
+  auto add = [&](int64_t i, auto load) {
+    Vector x_at[kInputs];
+    for (int k = 0; k < kInputs; ++k) x_at[k] = load(x[k] + i);
+    for (int r = 0; r < kRows; ++r) {
+      const Vector w_at = load(w + r * n + i);
+      for (int k = 0; k < kInputs; ++k) sums[k * kRows + r] = Lanes::fused(w_at, x_at[k], sums[k * kRows + r]);
+    }
+  };
+  const int64_t whole = n - n % Lanes::kWidth;
+  for (int64_t i = 0; i < whole; i += Lanes::kWidth) add(i, [](const float* at) { return Lanes::load(at); });
+  if (const int64_t rest = n - whole) add(whole, [rest](const float* at) { return Lanes::load_first(at, rest); });
+}
+
+static inline void store_sums(const Vector* sums, const float* bias, float* y) {
+  _mm_storeu_ps(y, _mm_add_ps(_mm_loadu_ps(bias), Lanes::sums(sums[0], sums[1], sums[2], sums[3])));
+}
+
+static void affine(const float* weight, const float* bias, const float* x, float* y, int64_t outputs, int64_t inputs) {
+  int64_t o = 0;
+  for (; o + 8 <= outputs; o += 8) {
+    Vector sums[8];
+    products<8, 1>(weight + o * inputs, {x}, inputs, sums);
+    store_sums(sums, bias + o, y + o);
+    store_sums(sums + 4, bias + o + 4, y + o + 4);
+  }
+  for (; o < outputs; ++o) {
+    Vector sums[1];
+    products<1, 1>(weight + o * inputs, {x}, inputs, sums);
+    y[o] = bias[o] + Lanes::sum(sums[0]);
+  }
+}
+
+static void affine_pair(const float* weight, const float* bias, const float* x0, const float* x1, float* y0, float* y1,
+                        int64_t outputs, int64_t inputs) {
+  int64_t o = 0;
+  for (; o + 4 <= outputs; o += 4) {
+    Vector sums[8];
+    products<4, 2>(weight + o * inputs, {x0, x1}, inputs, sums);
+    store_sums(sums, bias + o, y0 + o);
+    store_sums(sums + 4, bias + o, y1 + o);
+  }
+  for (; o < outputs; ++o) {
+    Vector sums[2];
+    products<1, 2>(weight + o * inputs, {x0, x1}, inputs, sums);
+    y0[o] = bias[o] + Lanes::sum(sums[0]);
+    y1[o] = bias[o] + Lanes::sum(sums[1]);
+  }
+}
+
+// dx[i] += sum of kRows rows' w[r, i] dy[r].
+template <int kRows>
+static inline void add_rows(const float* w, const float* dy, float* dx, int64_t n) {
+  Vector d[kRows];
+  for (int r = 0; r < kRows; ++r) d[r] = Lanes::all(dy[r]);
+  auto add = [&](int64_t i, auto load, auto store) {
+    Vector even = load(dx + i), odd = Lanes::all(0.0f);
+    for (int r = 0; r < kRows; ++r) {
+      Vector& half = r % 2 ? odd : even;
+      half = Lanes::fused(d[r], load(w + r * n + i), half);
+    }
+    store(dx + i, Lanes::add(even, odd));
+  };
+  const int64_t whole = n - n % Lanes::kWidth;
+  for (int64_t i = 0; i < whole; i += Lanes::kWidth)
+    add(i, [](const float* at) { return Lanes::load(at); }, [](float* at, Vector v) { Lanes::store(at, v); });
+  if (const int64_t rest = n - whole)
+    add(whole, [rest](const float* at) { return Lanes::load_first(at, rest); },
+        [rest](float* at, Vector v) { Lanes::store_first(at, v, rest); });
+}
+
+static void affine_backward(const float* weight, const float* dy, float* dx, int64_t outputs, int64_t inputs) {
+  zero(dx, inputs);
+  int64_t o = 0;
+  for (; o + 8 <= outputs; o += 8) add_rows<8>(weight + o * inputs, dy + o, dx, inputs);
+  for (; o < outputs; ++o) add_rows<1>(weight + o * inputs, dy + o, dx, inputs);
+}
+#endif

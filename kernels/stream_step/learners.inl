@@ -33,7 +33,7 @@ template <class T>
 class NativeLearner : public Learner {
  public:
   explicit NativeLearner(const LearnerSpec& given)
-      : spec(given), samples(given), value(given.value), decay(given.discount * given.trace_decay) {
+      : spec(given), samples(given), value(given.value, scratch), decay(given.discount * given.trace_decay) {
     now.allocate(samples.size);
     next.allocate(samples.size);
     looked_at.allocate(samples.size);
@@ -127,6 +127,7 @@ class NativeLearner : public Learner {
 
   LearnerSpec spec;
   Samples samples;
+  Scratch<T> scratch;
   Network<T> value;
   const double decay;
   Array<T> now, next, looked_at, value_delta;
@@ -139,7 +140,7 @@ class NativeAC final : public NativeLearner<T> {
   using Base = NativeLearner<T>;
   using Base::spec, Base::state, Base::decay, Base::value;
 
-  explicit NativeAC(const LearnerSpec& given) : Base(given), policy(given.policy) {
+  explicit NativeAC(const LearnerSpec& given) : Base(given), policy(given.policy, this->scratch) {
     policy.prepare(policy_now);
     policy_delta.allocate(policy.outputs());
     per_action.allocate(spec.actions);

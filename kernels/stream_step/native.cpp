@@ -10,6 +10,7 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #if defined(__x86_64__)
@@ -299,15 +300,23 @@ class StreamStep {
       spec_.epsilon_end = get<double>(given, "epsilon_end");
       spec_.exploration_steps = get<double>(given, "exploration_steps");
     }
+    report(spec_.kind == LearnerKind::stream_td ? "prediction" : "value",
+           spec_.kind == LearnerKind::stream_td ? &StepMetrics::prediction : &StepMetrics::value);
+    report("td_error_magnitude", &StepMetrics::td_error_magnitude);
+    if (spec_.kind == LearnerKind::stream_ac) report("entropy", &StepMetrics::entropy);
+    report("step_size", &StepMetrics::step_size);
+    if (spec_.kind == LearnerKind::stream_ac) report("policy_step_size", &StepMetrics::policy_step_size);
+    else if (spec_.kind != LearnerKind::stream_td) report("epsilon", &StepMetrics::epsilon);
     if (value_outputs != expected_outputs) throw nb::value_error("value has the wrong number of outputs");
     action_.resize(size_t(spec_.actions));
+    action_shape_ = {spec_.actions};
     learner_.reset(make_learner(spec_, is_double, instruction_set));
   }
 
   nb::object act(nb::handle observation, nb::handle explore_object) {
     const Turn turn(taken_);
     const bool explore = is_true(explore_object);
-    Observation seen;
+    Buffer seen;
     if (!see(observation, seen)) return nb::none();
     bool accepted;
     {
@@ -330,7 +339,7 @@ class StreamStep {
                        nb::handle terminated_object, nb::handle truncated_object) {
     const Turn turn(taken_);
     const bool terminated = is_true(terminated_object), truncated = is_true(truncated_object);
-    Observation seen, seen_next;
+    Buffer seen, seen_next;
     if (!see(observation, seen) || !see(next_observation, seen_next) || !read_action(action)) return nb::none();
     StepMetrics metrics;
     bool accepted;
@@ -341,19 +350,16 @@ class StreamStep {
     }
     if (!accepted) return nb::none();
     nb::dict result;
-    if (spec_.kind == LearnerKind::stream_td) result["prediction"] = metrics.prediction;
-    else result["value"] = metrics.value;
-    result["td_error_magnitude"] = metrics.td_error_magnitude;
-    if (spec_.kind == LearnerKind::stream_ac) result["entropy"] = metrics.entropy;
-    result["step_size"] = metrics.step_size;
-    if (spec_.kind == LearnerKind::stream_ac) result["policy_step_size"] = metrics.policy_step_size;
-    else if (spec_.kind != LearnerKind::stream_td) result["epsilon"] = metrics.epsilon;
+    for (const auto& [name, member] : metrics_) {
+      const nb::object number = nb::float_(metrics.*member);
+      if (PyDict_SetItem(result.ptr(), name.ptr(), number.ptr()) != 0) throw nb::python_error();
+    }
     return result;
   }
 
   nb::object predict(nb::handle observation) {
     const Turn turn(taken_);
-    Observation seen;
+    Buffer seen;
     double value;
     if (!see(observation, seen) || !learner_->predict(seen.data, seen.kind, value)) return nb::none();
     return nb::float_(value);
@@ -400,12 +406,12 @@ class StreamStep {
 
  private:
   // A view of a NumPy array by the buffer protocol, which costs a third of DLPack's.
-  struct Observation {
+  struct Buffer {
     Py_buffer view{};
     bool held = false;
     const void* data = nullptr;
     InputKind kind{};
-    ~Observation() {
+    ~Buffer() {
       if (held) PyBuffer_Release(&view);
     }
   };
@@ -425,15 +431,15 @@ class StreamStep {
   }
 
   // False unless this is a contiguous array of the right shape and of a dtype the engine reads.
-  bool see(nb::handle object, Observation& seen) const {
+  static bool read(nb::handle object, const std::vector<int64_t>& shape, Buffer& seen) {
     if (PyObject_GetBuffer(object.ptr(), &seen.view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) != 0) {
       PyErr_Clear();
       return false;
     }
     seen.held = true;
-    if (size_t(seen.view.ndim) != shape_.size()) return false;
-    for (size_t axis = 0; axis < shape_.size(); ++axis)
-      if (int64_t(seen.view.shape[axis]) != shape_[axis]) return false;
+    if (size_t(seen.view.ndim) != shape.size()) return false;
+    for (size_t axis = 0; axis < shape.size(); ++axis)
+      if (int64_t(seen.view.shape[axis]) != shape[axis]) return false;
     const char* format = seen.view.format;
     if (!format || format[0] == '\0' || format[1] != '\0') return false;
     if (format[0] == 'f') seen.kind = InputKind::float32;
@@ -443,6 +449,7 @@ class StreamStep {
     seen.data = seen.view.buf;
     return true;
   }
+  bool see(nb::handle object, Buffer& seen) const { return read(object, shape_, seen); }
 
   bool read_action(nb::handle action) {
     if (spec_.kind == LearnerKind::stream_td) return true;
@@ -456,18 +463,22 @@ class StreamStep {
       action_[0] = double(index);
       return true;
     }
-    nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu> array;
-    if (!nb::try_cast(action, array, false) || array.ndim() != 1 || int64_t(array.shape(0)) != spec_.actions) return false;
-    if (array.dtype() == nb::dtype<float>()) {
-      const float* values = static_cast<const float*>(array.data());
+    Buffer taken;
+    if (!read(action, action_shape_, taken)) return false;
+    if (taken.kind == InputKind::float32) {
+      const float* values = static_cast<const float*>(taken.data);
       for (size_t i = 0; i < action_.size(); ++i) action_[i] = double(values[i]);
-    } else if (array.dtype() == nb::dtype<double>()) {
-      const double* values = static_cast<const double*>(array.data());
+    } else if (taken.kind == InputKind::float64) {
+      const double* values = static_cast<const double*>(taken.data);
       for (size_t i = 0; i < action_.size(); ++i) action_[i] = values[i];
     } else {
       return false;
     }
     return true;
+  }
+
+  void report(const char* name, double StepMetrics::* member) {
+    metrics_.emplace_back(nb::steal<nb::object>(PyUnicode_InternFromString(name)), member);
   }
 
   void* hold(const nb::dict& from, const std::string& name, nb::dlpack::dtype dtype, int64_t size) {
@@ -494,10 +505,11 @@ class StreamStep {
   }
 
   LearnerSpec spec_{};
-  std::vector<int64_t> shape_;
+  std::vector<int64_t> shape_, action_shape_;
   std::vector<nb::ndarray<>> held_;
   nb::object new_action_;
   nb::object numpy_integer_ = nb::module_::import_("numpy").attr("integer");
+  std::vector<std::pair<nb::object, double StepMetrics::*>> metrics_;  // what an update reports, by name
   bool taken_ = false;
   std::vector<double> action_;
   std::unique_ptr<Learner> learner_;

@@ -10,16 +10,30 @@ struct Activations {
   bool valid = false;
 };
 
+// What an update needs from its norm to its step. Networks updated one after the other share it: less memory to go
+// through is less that the environment finds gone from the caches.
+template <class T>
+struct Scratch {
+  Array<T> scaled;    // trace / root mean square, for every parameter
+  Array<T> gradient;  // a few rows
+
+  void fit(int64_t parameters, int64_t longest_row) {
+    if (parameters > scaled.size) scaled.allocate(parameters);
+    if ((longest_row + 1) * kLanes > gradient.size) gradient.allocate((longest_row + 1) * kLanes);
+  }
+};
+
 template <class T>
 class Network {
  public:
-  explicit Network(const NetworkSpec& spec)
+  Network(const NetworkSpec& spec, Scratch<T>& scratch)
       : parameters_(static_cast<T*>(spec.parameters)),
         trace_(static_cast<T*>(spec.trace)),
         second_moment_(static_cast<T*>(spec.second_moment)),
         size_(spec.size),
         rule_(spec.rule),
-        count_(spec.layer_count) {
+        count_(spec.layer_count),
+        scratch_(scratch) {
     int64_t offset = 0;
     for (int64_t l = 0; l < count_; ++l) {
       const LayerSpec& layer = layers_[l] = spec.layers[l];
@@ -31,8 +45,7 @@ class Network {
       }
       delta_[l].allocate(layer.outputs);
     }
-    if (rule_.kind != RuleKind::obgd) scaled_.allocate(size_);
-    if (rule_.kind == RuleKind::intentional) squares_.allocate(longest_row());
+    scratch.fit(rule_.kind == RuleKind::obgd ? 0 : size_, longest_row());
   }
 
   int64_t outputs() const { return layers_[count_ - 1].outputs; }
@@ -115,7 +128,7 @@ class Network {
         each_layer(a, rows_of(decay, beta, (1.0 - beta) * td_error * td_error, correction),
                    [&](const Rows<T>& rows) { norm += adaptive(rows); });
         const double step = bounded_step_size(td_error, norm);
-        axpy(parameters_, scaled_.data, T(step * td_error), size_);
+        axpy(parameters_, scratch_.scaled.data, T(step * td_error), size_);
         return step;
       }
       default: {
@@ -124,9 +137,7 @@ class Network {
         const double beta = rule_.second_moment_decay;
         const double correction = 1.0 / (1.0 - __builtin_pow(beta, double(state.updates)));
         double norm = 0.0, trace_norm = 0.0, scale = 1.0;
-        each_layer(a, rows_of(decay, beta, 1.0 - beta, correction), [&](Rows<T> rows) {
-          for (int64_t i = 0; i < rows.n; ++i) squares_[i] = rows.x[i] * rows.x[i];
-          rows.squares = squares_.data;
+        each_layer(a, rows_of(decay, beta, 1.0 - beta, correction), [&](const Rows<T>& rows) {
           const Norms norms = intentional(rows);
           scale = norms.scale;
           norm += norms.gradient;
@@ -142,7 +153,7 @@ class Network {
         }
         const double reach = __builtin_sqrt(sigma * trace_norm);
         const double step = rule_.intended_change / (reach > 1e-8 ? reach : 1e-8);
-        axpy(parameters_, scaled_.data, T(step * scale * tame(td_error, state)), size_);
+        axpy(parameters_, scratch_.scaled.data, T(step * scale * tame(td_error, state)), size_);
         return step;
       }
     }
@@ -248,7 +259,8 @@ class Network {
     auto at = [&](int64_t offset, const T* x, const T* d, int64_t row_count, int64_t n) {
       rows.z = trace_ + offset;
       rows.v = second_moment_ ? second_moment_ + offset : nullptr;
-      rows.scaled = scaled_.data + offset;
+      rows.scaled = scratch_.scaled.data + offset;
+      rows.gradient = scratch_.gradient.data;
       rows.x = x, rows.d = d, rows.rows = row_count, rows.n = n;
       visit(rows);
     };
@@ -299,10 +311,9 @@ class Network {
   const int64_t size_;
   const RuleSpec rule_;
   const int64_t count_;
+  Scratch<T>& scratch_;
   LayerSpec layers_[kMaxLayers];
   int64_t offset_[kMaxLayers];
   Array<T> delta_[kMaxLayers];  // d objective / d output of each layer
   Convolution<T> convolution_[kMaxLayers];
-  Array<T> squares_;
-  Array<T> scaled_;  // trace / root mean square, kept between the norm and the step
 };

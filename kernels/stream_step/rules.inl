@@ -10,8 +10,8 @@ template <class T>
 struct Rows {
   T *z, *v, *scaled;  // [rows, n]; v and scaled are not used by obgd
   const T* x;         // [n]
-  const T* squares;   // [n], of x; read by `intentional` in lanes
   const T* d;         // [rows], or null for ones
+  T* gradient;        // scratch: in lanes, room for `kLanes` rows and a vector more
   int64_t rows, n;
   T decay, beta, weight, correction, epsilon;
 
@@ -100,28 +100,44 @@ static Norms intentional(const Rows<T>& r) {
 }
 
 #if defined(STREAMWISE_LANES)
-// The same three for float32. Call step(at, d, x, load, store) for every vector of the rows: `at` counts from the
-// first row's first weight, and `load` and `store` leave alone what lies beyond a row's end. sum() comes every few
-// rows and after the last.
+// The same three for float32. Call step(at, g, load, store) for every vector of the gradient: `at` counts from the first
+// row's first weight, and `load` and `store` leave alone what lies beyond the last. sum() comes every few rows and after
+// the last.
 template <class Step, class Sum>
 static inline void each_vector(const Rows<float>& r, Step step, Sum sum) {
+  constexpr int64_t kWidth = Lanes::kWidth;
+  const int64_t n = r.n, rows = r.rows, whole = n - n % kWidth;
   const float* const x = r.x;
-  const int64_t n = r.n, rows = r.rows, whole = n - n % Lanes::kWidth;
-  for (int64_t o = 0; o < rows; ++o) {
-    const int64_t row = o * n;
-    const Vector d = Lanes::all(r.slope(o));
-    for (int64_t i = 0; i < whole; i += Lanes::kWidth)
-      step(row + i, d, Lanes::load(x + i), [](const float* at) { return Lanes::load(at); },
-           [](float* at, Vector v) { Lanes::store(at, v); });
-    if (whole < n) {
-      const int64_t count = n - whole;
-      step(row + whole, d, Lanes::load_first(x + whole, count),
-           [count](const float* at) { return Lanes::load_first(at, count); },
-           [count](float* at, Vector v) { Lanes::store_first(at, v, count); });
+  auto load = [](const float* at) { return Lanes::load(at); };
+  auto store = [](float* at, Vector v) { Lanes::store(at, v); };
+  if (whole == n) {
+    for (int64_t o = 0; o < rows; ++o) {
+      const Vector d = Lanes::all(r.slope(o));
+      for (int64_t i = 0; i < n; i += kWidth) step(o * n + i, Lanes::multiply(d, Lanes::load(x + i)), load, store);
+      if (o % kRowsPerSum == kRowsPerSum - 1) sum();
     }
-    if (o % kRowsPerSum == kRowsPerSum - 1) sum();
+    sum();
+    return;
   }
-  sum();
+  // Rows that end within a vector are written one behind the other, as many as make whole vectors: masked stores, one a
+  // row, cost some processors more than all the rest. What a row leaves beyond its end, the next covers.
+  const int64_t block = kWidth / (n & -n);
+  for (int64_t first = 0; first < rows; first += block) {
+    const int64_t count = rows - first < block ? rows - first : block, size = count * n;
+    for (int64_t o = 0; o < count; ++o) {
+      const Vector d = Lanes::all(r.slope(first + o));
+      float* g = r.gradient + o * n;
+      for (int64_t i = 0; i < whole; i += kWidth) Lanes::store(g + i, Lanes::multiply(d, Lanes::load(x + i)));
+      Lanes::store(g + whole, Lanes::multiply(d, Lanes::load_first(x + whole, n - whole)));
+    }
+    const int64_t at = first * n, end = size - size % kWidth, rest = size - end;
+    for (int64_t i = 0; i < end; i += kWidth) step(at + i, Lanes::load(r.gradient + i), load, store);
+    if (rest)
+      step(at + end, Lanes::load_first(r.gradient + end, rest),
+           [rest](const float* from) { return Lanes::load_first(from, rest); },
+           [rest](float* to, Vector v) { Lanes::store_first(to, v, rest); });
+    sum();
+  }
 }
 
 static double obgd(const Rows<float>& r) {
@@ -131,8 +147,8 @@ static double obgd(const Rows<float>& r) {
   double norm = 0.0;
   each_vector(
       r,
-      [=, &partial](int64_t at, Vector d, Vector x, auto load, auto store) {
-        const Vector now = Lanes::fused(decay, load(z + at), Lanes::multiply(d, x));
+      [=, &partial](int64_t at, Vector g, auto load, auto store) {
+        const Vector now = Lanes::fused(decay, load(z + at), g);
         store(z + at, now);
         partial = Lanes::add(partial, Lanes::magnitude(now));
       },
@@ -151,8 +167,8 @@ static double adaptive(const Rows<float>& r) {
   double norm = 0.0;
   each_vector(
       r,
-      [=, &partial](int64_t at, Vector d, Vector x, auto load, auto store) {
-        const Vector now = Lanes::fused(decay, load(z + at), Lanes::multiply(d, x));
+      [=, &partial](int64_t at, Vector g, auto load, auto store) {
+        const Vector now = Lanes::fused(decay, load(z + at), g);
         store(z + at, now);
         const Vector moment = Lanes::fused(beta, load(v + at), Lanes::multiply(weight, Lanes::multiply(now, now)));
         store(v + at, moment);
@@ -169,46 +185,33 @@ static double adaptive(const Rows<float>& r) {
 
 static Norms intentional(const Rows<float>& r) {
   float *const z = r.z, *const v = r.v, *const scaled = r.scaled;
-  const float *const x = r.x, *const squares = r.squares;
-  const int64_t n = r.n, rows = r.rows, whole = n - n % Lanes::kWidth, rest = n - whole;
-  const Vector decay = Lanes::all(r.decay), beta = Lanes::all(r.beta), none = Lanes::all(0.0f);
+  const Vector decay = Lanes::all(r.decay), weight = Lanes::all(r.weight), none = Lanes::all(0.0f);
   // sqrt(v correction) + epsilon = (sqrt(v) + epsilon / root) root: one multiplication less for each weight.
   const float correction_root = root(r.correction);
   const Vector epsilon = Lanes::all(r.epsilon / correction_root);
   Vector gradient = none, trace = none;
   Norms norms;
   norms.scale = 1.0 / double(correction_root);
-  for (int64_t o = 0; o < rows; ++o) {
-    const float slope = r.slope(o);
-    const Vector d = Lanes::all(slope), weight = Lanes::all(r.weight * slope * slope);
-    Vector row_gradient = none;  // of x alone: d is the same along a row
-    auto step = [&](float* z_at, float* v_at, float* scaled_at, Vector x_at, Vector square, auto load, auto store) {
-      const Vector moment = Lanes::fused(weight, square, Lanes::multiply(beta, load(v_at)));
-      const Vector now = Lanes::fused(d, x_at, Lanes::multiply(decay, load(z_at)));
-      const Vector inverse = inverse_root_plus(moment, epsilon);
-      const Vector s = Lanes::multiply(now, inverse);
-      store(v_at, moment);
-      store(z_at, now);
-      store(scaled_at, s);
-      row_gradient = Lanes::fused(square, inverse, row_gradient);
-      trace = Lanes::fused(now, s, trace);
-    };
-    float *const z_row = z + o * n, *const v_row = v + o * n, *const scaled_row = scaled + o * n;
-    for (int64_t i = 0; i < whole; i += Lanes::kWidth)
-      step(z_row + i, v_row + i, scaled_row + i, Lanes::load(x + i), Lanes::load(squares + i),
-           [](const float* at) { return Lanes::load(at); }, [](float* at, Vector value) { Lanes::store(at, value); });
-    if (rest)
-      step(z_row + whole, v_row + whole, scaled_row + whole, Lanes::load_first(x + whole, rest),
-           Lanes::load_first(squares + whole, rest),
-           [rest](const float* at) { return Lanes::load_first(at, rest); },
-           [rest](float* at, Vector value) { Lanes::store_first(at, value, rest); });
-    gradient = Lanes::fused(Lanes::all(slope * slope), row_gradient, gradient);
-    if (o % kRowsPerSum == kRowsPerSum - 1 || o == rows - 1) {
-      norms.gradient += double(Lanes::sum(gradient)) * norms.scale;
-      norms.trace += double(Lanes::sum(trace)) * norms.scale;
-      gradient = trace = none;
-    }
-  }
+  each_vector(
+      r,
+      [=, &gradient, &trace](int64_t at, Vector g, auto load, auto store) {
+        const Vector square = Lanes::multiply(g, g), before = load(v + at);
+        // beta v + (1 - beta) g^2 with one multiplication: those are what this loop waits for.
+        const Vector moment = Lanes::fused(weight, Lanes::subtract(square, before), before);
+        const Vector now = Lanes::fused(decay, load(z + at), g);
+        const Vector inverse = inverse_root_plus(moment, epsilon);
+        const Vector s = Lanes::multiply(now, inverse);
+        store(v + at, moment);
+        store(z + at, now);
+        store(scaled + at, s);
+        gradient = Lanes::fused(square, inverse, gradient);
+        trace = Lanes::fused(now, s, trace);
+      },
+      [&] {
+        norms.gradient += double(Lanes::sum(gradient)) * norms.scale;
+        norms.trace += double(Lanes::sum(trace)) * norms.scale;
+        gradient = trace = none;
+      });
   return norms;
 }
 #endif

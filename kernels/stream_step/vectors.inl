@@ -37,12 +37,24 @@ static void zero(T* x, int64_t n) {
   for (int64_t i = 0; i < n; ++i) x[i] = T(0);
 }
 
+#if defined(STREAMWISE_LANES)
+constexpr int64_t kLanes = STREAMWISE_LANES;
+#else
+constexpr int64_t kLanes = 1;
+#endif
+
 // --- lanes: explicit vectors where the compiler's own code divides ---------------------------------------------
 //
 // A division and a square root per weight cost more than everything else in the adaptive rules. For float32 the
 // processor's estimates, refined by one Newton step, are right to the last digit or two at a fifth of the cost.
 
 #if defined(STREAMWISE_LANES)
+// The sums of four vectors' elements, in order.
+static inline __m128 sums_of_halves(__m256 a, __m256 b, __m256 c, __m256 d) {
+  const __m256 sums = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+  return _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1));
+}
+
 #if STREAMWISE_LANES == 16
 struct Lanes {
   using Vector = __m512;
@@ -51,6 +63,7 @@ struct Lanes {
   static void store(float* x, Vector v) { _mm512_storeu_ps(x, v); }
   static Vector all(float x) { return _mm512_set1_ps(x); }
   static Vector add(Vector a, Vector b) { return _mm512_add_ps(a, b); }
+  static Vector subtract(Vector a, Vector b) { return _mm512_sub_ps(a, b); }
   static Vector multiply(Vector a, Vector b) { return _mm512_mul_ps(a, b); }
   static Vector fused(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }    // a b + c
   static Vector negated(Vector a, Vector b, Vector c) { return _mm512_fnmadd_ps(a, b, c); }  // c - a b
@@ -59,9 +72,17 @@ struct Lanes {
   static Vector estimate_inverse_root(Vector a) { return _mm512_rsqrt14_ps(a); }
   static Vector estimate_inverse(Vector a) { return _mm512_rcp14_ps(a); }
   static float sum(Vector a) { return _mm512_reduce_add_ps(a); }
+  static __m128 sums(Vector a, Vector b, Vector c, Vector d) {
+    return sums_of_halves(halved(a), halved(b), halved(c), halved(d));
+  }
   static __mmask16 first(int64_t n) { return __mmask16((1u << n) - 1u); }
   static Vector load_first(const float* x, int64_t n) { return _mm512_maskz_loadu_ps(first(n), x); }
   static void store_first(float* x, Vector v, int64_t n) { _mm512_mask_storeu_ps(x, first(n), v); }
+
+ private:
+  static __m256 halved(Vector a) {
+    return _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+  }
 };
 #elif STREAMWISE_LANES == 8
 struct Lanes {
@@ -71,11 +92,13 @@ struct Lanes {
   static void store(float* x, Vector v) { _mm256_storeu_ps(x, v); }
   static Vector all(float x) { return _mm256_set1_ps(x); }
   static Vector add(Vector a, Vector b) { return _mm256_add_ps(a, b); }
+  static Vector subtract(Vector a, Vector b) { return _mm256_sub_ps(a, b); }
   static Vector multiply(Vector a, Vector b) { return _mm256_mul_ps(a, b); }
   static Vector fused(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
   static Vector negated(Vector a, Vector b, Vector c) { return _mm256_fnmadd_ps(a, b, c); }
   static Vector larger(Vector a, Vector b) { return _mm256_max_ps(a, b); }
   static Vector magnitude(Vector a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+  static Vector root(Vector a) { return _mm256_sqrt_ps(a); }
   static Vector estimate_inverse_root(Vector a) { return _mm256_rsqrt_ps(a); }
   static Vector estimate_inverse(Vector a) { return _mm256_rcp_ps(a); }
   static float sum(Vector a) {
@@ -83,6 +106,7 @@ struct Lanes {
     const __m128 pair = _mm_add_ps(half, _mm_movehl_ps(half, half));
     return _mm_cvtss_f32(_mm_add_ss(pair, _mm_shuffle_ps(pair, pair, 1)));
   }
+  static __m128 sums(Vector a, Vector b, Vector c, Vector d) { return sums_of_halves(a, b, c, d); }
   static __m256i first(int64_t n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(int(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
   }
@@ -101,13 +125,19 @@ static inline Vector inverse_root(Vector x) {
   return Lanes::fused(Lanes::negated(half_x, square, Lanes::all(0.5f)), y, y);
 }
 
-// 1 / (sqrt(x) + epsilon): the root r refined by r + (x - r^2) y / 2 with y the estimate of 1 / r.
+// 1 / (sqrt(x) + epsilon).
 static inline Vector inverse_root_plus(Vector x, Vector epsilon) {
+#if STREAMWISE_LANES == 16
+  // The root r refined by r + (x - r^2) y / 2 with y the estimate of 1 / r.
   x = Lanes::larger(x, Lanes::all(1e-36f));
   const Vector y = Lanes::estimate_inverse_root(x);
   const Vector r = Lanes::multiply(x, y);
   const Vector root_plus =
       Lanes::fused(Lanes::negated(r, r, x), Lanes::multiply(Lanes::all(0.5f), y), Lanes::add(r, epsilon));
+#else
+  // Of eight numbers the processor's own root takes less time than its refined estimate, of sixteen it takes more.
+  const Vector root_plus = Lanes::add(Lanes::root(x), epsilon);
+#endif
   const Vector inverse = Lanes::estimate_inverse(root_plus);
   return Lanes::multiply(inverse, Lanes::negated(root_plus, inverse, Lanes::all(2.0f)));
 }

@@ -35,6 +35,9 @@ LEARNERS.append(pytest.param("stream-td", None, id="stream-td"))
 
 # One update in float32 sums thousands of products in another order, which costs a few last digits.
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
+# The first intentional updates divide each gradient by its own size: where a sum over a random observation all but
+# cancels, its rounding is divided too. Torch's own float32 is then as far from float64.
+FIRST_TOLERANCE = {("intentional", "float32"): 1e-4}
 
 
 def pair(name, observations, actions, *, seed=0, network=None, **changes):
@@ -85,8 +88,11 @@ def random_samples(random, space, actions, count):
         observation = observe() if end < 0.2 else following
 
 
-def assert_single_updates_agree(reference, native, samples, tolerance):
-    for sample in samples:
+def assert_single_updates_agree(reference, native, samples, tolerance, *, first_tolerance=None):
+    """first_tolerance: of the first ten updates."""
+    usual = tolerance
+    for count, sample in enumerate(samples):
+        tolerance = first_tolerance if first_tolerance and count < 10 else usual
         native.load_state_dict(reference.state_dict())
         expected, found = reference.learn_one(sample), native.learn_one(sample)
         assert list(found) == list(expected)
@@ -108,7 +114,8 @@ def test_one_update_agrees_with_torch(name, actions, rule, dtype, bootstrap):
     }
     reference, native = pair(name, VECTOR, actions, **changes)
     samples = random_samples(np.random.default_rng(1), VECTOR, actions, 60)
-    assert_single_updates_agree(reference, native, samples, TOLERANCE[dtype])
+    first = FIRST_TOLERANCE.get((rule, dtype))
+    assert_single_updates_agree(reference, native, samples, TOLERANCE[dtype], first_tolerance=first)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -117,10 +124,8 @@ def test_one_update_agrees_with_torch(name, actions, rule, dtype, bootstrap):
 def test_one_update_of_a_convolutional_network_agrees_with_torch(space, rule, dtype):
     reference, native = pair("stream-q", space, DISCRETE, step_size_rule=rule, dtype=dtype, hidden_size=40)
     samples = random_samples(np.random.default_rng(2), space, DISCRETE, 8)
-    # The first intentional steps divide each gradient by its own size: where a sum over a random picture all
-    # but cancels, its rounding is divided too.
-    tolerance = 1e-4 if (rule, dtype) == ("intentional", "float32") else TOLERANCE[dtype]
-    assert_single_updates_agree(reference, native, samples, tolerance)
+    first = FIRST_TOLERANCE.get((rule, dtype))
+    assert_single_updates_agree(reference, native, samples, TOLERANCE[dtype], first_tolerance=first)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -249,8 +254,9 @@ def test_every_instruction_set_agrees_with_torch(instruction_set, monkeypatch):
                 reference, native = pair(
                     name, space, actions, step_size_rule=rule, dtype=dtype, hidden_size=24
                 )
-                samples = random_samples(np.random.default_rng(5), space, actions, 10)
-                assert_single_updates_agree(reference, native, samples, TOLERANCE[dtype])
+                samples = random_samples(np.random.default_rng(5), space, actions, 12)
+                first = FIRST_TOLERANCE.get((rule, dtype))
+                assert_single_updates_agree(reference, native, samples, TOLERANCE[dtype], first_tolerance=first)
 
 
 def test_an_instruction_set_that_cannot_run_here_is_refused():
