@@ -1,8 +1,9 @@
 """How close a streaming learner comes to the speed of its environment, and where the time of a step goes.
 
-Per environment, in one process and in alternation, so that a machine that slows down slows everything:
+Per environment, in one process and in short turns, so that a machine that slows down slows everything:
 a native run as `streamwise train` makes it (stream, learner, recorder, progress), the bare environment
 replaying the very actions of that run (contacts decide what a physics step costs), and a torch run.
+A ratio is taken within each turn; medians over turns are printed.
 
     OMP_NUM_THREADS=1 python benchmarks/step_speed.py                  # ten minutes on one core
     OMP_NUM_THREADS=1 python benchmarks/step_speed.py --only Cheetah --no-scaling --no-memory
@@ -45,20 +46,20 @@ class Case:
 
     environment: str
     agent: str = "stream-ac"
-    steps: int = 4_000
+    steps: int = 1_000
     settings: dict[str, Any] = field(default_factory=dict)
 
 
 CASES = [
-    Case("CartPole-v1", "stream-q", 10_000, {"hidden_size": 32, "exploration_steps": 5_000}),
+    Case("CartPole-v1", "stream-q", 4_000, {"hidden_size": 32, "exploration_steps": 5_000}),
     Case("HalfCheetah-v5"),
     Case("Hopper-v5"),
-    Case("Ant-v5"),
-    Case("Humanoid-v5", steps=2_000),
+    Case("Ant-v5", steps=500),
+    Case("Humanoid-v5", steps=400),
     Case("dm_control/cheetah-run-v0"),
-    Case("dm_control/dog-walk-v0", steps=1_000),
-    Case("ALE/Pong-v5", "stream-q", 500, {"exploration_steps": 500}),
-    Case("MinAtar/Breakout-v1", "stream-q", 5_000, {"exploration_steps": 5_000}),
+    Case("dm_control/dog-walk-v0", steps=200),
+    Case("ALE/Pong-v5", "stream-q", 200, {"exploration_steps": 500}),
+    Case("MinAtar/Breakout-v1", "stream-q", 2_000, {"exploration_steps": 5_000}),
 ]
 
 
@@ -68,8 +69,8 @@ class Options:
 
     only: str = ""
     """Measure the environments whose name contains this text."""
-    turns: int = 7
-    """Turns of each environment; the medians over turns are printed, the first turn left out."""
+    turns: int = 25
+    """Turns of each environment; the first two, in which caches and processor warm up, are left out."""
     torch_share: float = 0.1
     """Steps of a torch turn, as a share of a native one's."""
     rule: str = "intentional"
@@ -94,7 +95,6 @@ class Run:
             "", 10**9, self.recorder, console=Console(file=(directory / "log").open("w"))
         )
         self.actions: list[Any] = []
-        self.rewards = 0.0
 
     def _act(self, observation: Any) -> Any:
         action = self.learner.act(observation)
@@ -132,23 +132,29 @@ class BareEnvironment:
         self.env.reset(seed=seed)
         space = self.env.action_space
         self.bounds = (space.low, space.high) if isinstance(space, spaces.Box) else None
+        self.returns: list[float] = []
+        self._return = 0.0
 
-    def replay(self, actions: list[Any]) -> tuple[float, float]:
-        """Take the actions; return the seconds it took and the rewards it gave."""
+    def replay(self, actions: list[Any]) -> float:
+        """Take the actions; return the seconds it took."""
         if self.bounds:
             actions = [np.clip(action, *self.bounds) for action in actions]
-        env, rewards = self.env, 0.0
+        env, total = self.env, self._return
         start = time.perf_counter()
         for action in actions:
             _, reward, terminated, truncated, _ = env.step(action)
-            rewards += reward
+            total += reward
             if terminated or truncated:
+                self.returns.append(total)
+                total = 0.0
                 env.reset()
-        return time.perf_counter() - start, rewards
+        seconds = time.perf_counter() - start
+        self._return = total
+        return seconds
 
 
 def measure(case: Case, options: Options) -> dict[str, float]:
-    """Return medians over turns: seconds per step of each lane, of act and of learn_one."""
+    """Return medians over turns: seconds per step of each lane, of act and learn_one, and ratios."""
     with tempfile.TemporaryDirectory() as scratch:
         directories = [Path(scratch, name) for name in ("native", "torch")]
         for directory in directories:
@@ -156,22 +162,31 @@ def measure(case: Case, options: Options) -> dict[str, float]:
         native = Run(case, "native", options.rule, directories[0])
         slow = Run(case, "torch", options.rule, directories[1])
         bare = BareEnvironment(case.environment)
-        torch_steps = max(int(case.steps * options.torch_share), 50)
+        torch_steps = max(int(case.steps * options.torch_share), 20)
         turns: list[dict[str, float]] = []
         for _ in range(options.turns):
             seconds = native.turn(case.steps)
-            replayed, _ = bare.replay(list(native.actions))
+            replayed = bare.replay(list(native.actions))
+            native_step, environment_step = seconds / case.steps, replayed / case.steps
+            torch_step = slow.turn(torch_steps) / torch_steps
             turns.append(
                 {
-                    "native": seconds / case.steps,
-                    "environment": replayed / case.steps,
-                    "torch": slow.turn(torch_steps) / torch_steps,
-                    **time_calls(native, case, min(case.steps, 2_000)),
+                    "native": native_step,
+                    "environment": environment_step,
+                    "torch": torch_step,
+                    "native / environment": environment_step / native_step,
+                    "native / torch": torch_step / native_step,
+                    **time_calls(native, case, case.steps // 4),
                 }
+            )
+        lived = list(native.recorder.recent_returns)
+        if not np.allclose(lived, bare.returns[-len(lived) :] if lived else []):
+            raise RuntimeError(
+                f"{case.environment}: the replay left the run's path, so its time says nothing"
             )
         for run in (native, slow):
             run.stream.close()
-    measured = turns[1:] or turns
+    measured = turns[2:] or turns
     return {name: statistics.median(turn[name] for turn in measured) for name in measured[0]}
 
 
@@ -214,8 +229,8 @@ def speed_table(options: Options) -> Table:
         table.add_row(
             case.environment,
             *(f"{1 / m[lane]:,.0f}" for lane in ("environment", "native", "torch")),
-            f"{m['environment'] / m['native']:.0%}",
-            f"{m['torch'] / m['native']:.1f}",
+            f"{m['native / environment']:.0%}",
+            f"{m['native / torch']:.1f}",
             *(f"{seconds * 1e6:.1f}" for seconds in (m["environment"], m["act"], m["learn_one"], rest)),
         )
     return table

@@ -133,7 +133,7 @@ def _action_check(space: spaces.Space[Any]) -> Callable[[Action, int], Any]:
 
         def check_array(action: Action, step: int) -> NDArray[Any]:
             taken = np.array(action)
-            if taken.shape == shape and taken.dtype.kind == "f" and math.isfinite(taken.sum()):
+            if taken.shape == shape and taken.dtype.kind == "f" and math.isfinite(np.vdot(taken, taken)):
                 return taken  # nearly always, and all the rest is slower
             if taken.shape != shape:
                 raise ValueError(f"step {step}: the action has shape {taken.shape}, not {shape}.")

@@ -82,24 +82,22 @@ static void affine_backward(const T* __restrict weight, const T* __restrict dy, 
 template <int kRows, int kInputs>
 static inline void products(const float* w, const float* const (&x)[kInputs], int64_t n, Vector (&sums)[kRows * kInputs]) {
   for (Vector& sum : sums) sum = Lanes::all(0.0f);
-  auto add = [&](int64_t i, auto load) {
+  each_part(n, [&](int64_t i, auto part) {
     Vector x_at[kInputs];
-    for (int k = 0; k < kInputs; ++k) x_at[k] = load(x[k] + i);
+    for (int k = 0; k < kInputs; ++k) x_at[k] = part.load(x[k] + i);
     for (int r = 0; r < kRows; ++r) {
-      const Vector w_at = load(w + r * n + i);
+      const Vector w_at = part.load(w + r * n + i);
       for (int k = 0; k < kInputs; ++k) sums[k * kRows + r] = Lanes::fused(w_at, x_at[k], sums[k * kRows + r]);
     }
-  };
-  const int64_t whole = n - n % Lanes::kWidth;
-  for (int64_t i = 0; i < whole; i += Lanes::kWidth) add(i, [](const float* at) { return Lanes::load(at); });
-  if (const int64_t rest = n - whole) add(whole, [rest](const float* at) { return Lanes::load_first(at, rest); });
+  });
 }
 
 static inline void store_sums(const Vector* sums, const float* bias, float* y) {
   _mm_storeu_ps(y, _mm_add_ps(_mm_loadu_ps(bias), Lanes::sums(sums[0], sums[1], sums[2], sums[3])));
 }
 
-static void affine(const float* weight, const float* bias, const float* x, float* y, int64_t outputs, int64_t inputs) {
+[[gnu::flatten]] static void affine(const float* weight, const float* bias, const float* x, float* y, int64_t outputs,
+                                    int64_t inputs) {
   int64_t o = 0;
   for (; o + 8 <= outputs; o += 8) {
     Vector sums[8];
@@ -114,8 +112,8 @@ static void affine(const float* weight, const float* bias, const float* x, float
   }
 }
 
-static void affine_pair(const float* weight, const float* bias, const float* x0, const float* x1, float* y0, float* y1,
-                        int64_t outputs, int64_t inputs) {
+[[gnu::flatten]] static void affine_pair(const float* weight, const float* bias, const float* x0, const float* x1,
+                                         float* y0, float* y1, int64_t outputs, int64_t inputs) {
   int64_t o = 0;
   for (; o + 4 <= outputs; o += 4) {
     Vector sums[8];
@@ -136,23 +134,18 @@ template <int kRows>
 static inline void add_rows(const float* w, const float* dy, float* dx, int64_t n) {
   Vector d[kRows];
   for (int r = 0; r < kRows; ++r) d[r] = Lanes::all(dy[r]);
-  auto add = [&](int64_t i, auto load, auto store) {
-    Vector even = load(dx + i), odd = Lanes::all(0.0f);
+  each_part(n, [&](int64_t i, auto part) {
+    Vector even = part.load(dx + i), odd = Lanes::all(0.0f);
     for (int r = 0; r < kRows; ++r) {
       Vector& half = r % 2 ? odd : even;
-      half = Lanes::fused(d[r], load(w + r * n + i), half);
+      half = Lanes::fused(d[r], part.load(w + r * n + i), half);
     }
-    store(dx + i, Lanes::add(even, odd));
-  };
-  const int64_t whole = n - n % Lanes::kWidth;
-  for (int64_t i = 0; i < whole; i += Lanes::kWidth)
-    add(i, [](const float* at) { return Lanes::load(at); }, [](float* at, Vector v) { Lanes::store(at, v); });
-  if (const int64_t rest = n - whole)
-    add(whole, [rest](const float* at) { return Lanes::load_first(at, rest); },
-        [rest](float* at, Vector v) { Lanes::store_first(at, v, rest); });
+    part.store(dx + i, Lanes::add(even, odd));
+  });
 }
 
-static void affine_backward(const float* weight, const float* dy, float* dx, int64_t outputs, int64_t inputs) {
+[[gnu::flatten]] static void affine_backward(const float* weight, const float* dy, float* dx, int64_t outputs,
+                                             int64_t inputs) {
   zero(dx, inputs);
   int64_t o = 0;
   for (; o + 8 <= outputs; o += 8) add_rows<8>(weight + o * inputs, dy + o, dx, inputs);

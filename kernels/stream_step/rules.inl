@@ -100,20 +100,19 @@ static Norms intentional(const Rows<T>& r) {
 }
 
 #if defined(STREAMWISE_LANES)
-// The same three for float32. Call step(at, g, load, store) for every vector of the gradient: `at` counts from the first
-// row's first weight, and `load` and `store` leave alone what lies beyond the last. sum() comes every few rows and after
-// the last.
+// The same three for float32; flattened, for a call for every vector would cost as much as its work.
+//
+// Call step(at, g, part) for every vector of the gradient, where `at` counts from the first row's first weight; sum()
+// comes every few rows and after the last.
 template <class Step, class Sum>
 static inline void each_vector(const Rows<float>& r, Step step, Sum sum) {
-  constexpr int64_t kWidth = Lanes::kWidth;
-  const int64_t n = r.n, rows = r.rows, whole = n - n % kWidth;
+  const int64_t n = r.n, rows = r.rows;
   const float* const x = r.x;
-  auto load = [](const float* at) { return Lanes::load(at); };
-  auto store = [](float* at, Vector v) { Lanes::store(at, v); };
-  if (whole == n) {
+  if (n % Lanes::kWidth == 0) {
     for (int64_t o = 0; o < rows; ++o) {
       const Vector d = Lanes::all(r.slope(o));
-      for (int64_t i = 0; i < n; i += kWidth) step(o * n + i, Lanes::multiply(d, Lanes::load(x + i)), load, store);
+      for (int64_t i = 0; i < n; i += Lanes::kWidth)
+        step(o * n + i, Lanes::multiply(d, Lanes::load(x + i)), Whole{});
       if (o % kRowsPerSum == kRowsPerSum - 1) sum();
     }
     sum();
@@ -121,35 +120,31 @@ static inline void each_vector(const Rows<float>& r, Step step, Sum sum) {
   }
   // Rows that end within a vector are written one behind the other, as many as make whole vectors: masked stores, one a
   // row, cost some processors more than all the rest. What a row leaves beyond its end, the next covers.
-  const int64_t block = kWidth / (n & -n);
+  float* const gradient = r.gradient;
+  const int64_t block = Lanes::kWidth / (n & -n);
   for (int64_t first = 0; first < rows; first += block) {
-    const int64_t count = rows - first < block ? rows - first : block, size = count * n;
+    const int64_t count = rows - first < block ? rows - first : block;
     for (int64_t o = 0; o < count; ++o) {
       const Vector d = Lanes::all(r.slope(first + o));
-      float* g = r.gradient + o * n;
-      for (int64_t i = 0; i < whole; i += kWidth) Lanes::store(g + i, Lanes::multiply(d, Lanes::load(x + i)));
-      Lanes::store(g + whole, Lanes::multiply(d, Lanes::load_first(x + whole, n - whole)));
+      each_part(n, [&](int64_t i, auto part) {
+        Lanes::store(gradient + o * n + i, Lanes::multiply(d, part.load(x + i)));
+      });
     }
-    const int64_t at = first * n, end = size - size % kWidth, rest = size - end;
-    for (int64_t i = 0; i < end; i += kWidth) step(at + i, Lanes::load(r.gradient + i), load, store);
-    if (rest)
-      step(at + end, Lanes::load_first(r.gradient + end, rest),
-           [rest](const float* from) { return Lanes::load_first(from, rest); },
-           [rest](float* to, Vector v) { Lanes::store_first(to, v, rest); });
+    each_part(count * n, [&](int64_t i, auto part) { step(first * n + i, part.load(gradient + i), part); });
     sum();
   }
 }
 
-static double obgd(const Rows<float>& r) {
+[[gnu::flatten]] static double obgd(const Rows<float>& r) {
   float* const z = r.z;  // a copy: vector stores may alias anything reached by reference
   const Vector decay = Lanes::all(r.decay), none = Lanes::all(0.0f);
   Vector partial = none;
   double norm = 0.0;
   each_vector(
       r,
-      [=, &partial](int64_t at, Vector g, auto load, auto store) {
-        const Vector now = Lanes::fused(decay, load(z + at), g);
-        store(z + at, now);
+      [=, &partial](int64_t at, Vector g, auto part) {
+        const Vector now = Lanes::fused(decay, part.load(z + at), g);
+        part.store(z + at, now);
         partial = Lanes::add(partial, Lanes::magnitude(now));
       },
       [&] {
@@ -159,7 +154,7 @@ static double obgd(const Rows<float>& r) {
   return norm;
 }
 
-static double adaptive(const Rows<float>& r) {
+[[gnu::flatten]] static double adaptive(const Rows<float>& r) {
   float *const z = r.z, *const v = r.v, *const scaled = r.scaled;
   const Vector decay = Lanes::all(r.decay), beta = Lanes::all(r.beta), weight = Lanes::all(r.weight);
   const Vector correction = Lanes::all(r.correction), epsilon = Lanes::all(r.epsilon), none = Lanes::all(0.0f);
@@ -167,13 +162,13 @@ static double adaptive(const Rows<float>& r) {
   double norm = 0.0;
   each_vector(
       r,
-      [=, &partial](int64_t at, Vector g, auto load, auto store) {
-        const Vector now = Lanes::fused(decay, load(z + at), g);
-        store(z + at, now);
-        const Vector moment = Lanes::fused(beta, load(v + at), Lanes::multiply(weight, Lanes::multiply(now, now)));
-        store(v + at, moment);
+      [=, &partial](int64_t at, Vector g, auto part) {
+        const Vector now = Lanes::fused(decay, part.load(z + at), g);
+        const Vector moment = Lanes::fused(beta, part.load(v + at), Lanes::multiply(weight, Lanes::multiply(now, now)));
         const Vector s = Lanes::multiply(now, inverse_root(Lanes::fused(moment, correction, epsilon)));
-        store(scaled + at, s);
+        part.store(z + at, now);
+        part.store(v + at, moment);
+        part.store(scaled + at, s);
         partial = Lanes::add(partial, Lanes::magnitude(s));
       },
       [&] {
@@ -183,7 +178,7 @@ static double adaptive(const Rows<float>& r) {
   return norm;
 }
 
-static Norms intentional(const Rows<float>& r) {
+[[gnu::flatten]] static Norms intentional(const Rows<float>& r) {
   float *const z = r.z, *const v = r.v, *const scaled = r.scaled;
   const Vector decay = Lanes::all(r.decay), weight = Lanes::all(r.weight), none = Lanes::all(0.0f);
   // sqrt(v correction) + epsilon = (sqrt(v) + epsilon / root) root: one multiplication less for each weight.
@@ -194,16 +189,16 @@ static Norms intentional(const Rows<float>& r) {
   norms.scale = 1.0 / double(correction_root);
   each_vector(
       r,
-      [=, &gradient, &trace](int64_t at, Vector g, auto load, auto store) {
-        const Vector square = Lanes::multiply(g, g), before = load(v + at);
+      [=, &gradient, &trace](int64_t at, Vector g, auto part) {
+        const Vector square = Lanes::multiply(g, g), before = part.load(v + at);
         // beta v + (1 - beta) g^2 with one multiplication: those are what this loop waits for.
         const Vector moment = Lanes::fused(weight, Lanes::subtract(square, before), before);
-        const Vector now = Lanes::fused(decay, load(z + at), g);
+        const Vector now = Lanes::fused(decay, part.load(z + at), g);
         const Vector inverse = inverse_root_plus(moment, epsilon);
         const Vector s = Lanes::multiply(now, inverse);
-        store(v + at, moment);
-        store(z + at, now);
-        store(scaled + at, s);
+        part.store(v + at, moment);
+        part.store(z + at, now);
+        part.store(scaled + at, s);
         gradient = Lanes::fused(square, inverse, gradient);
         trace = Lanes::fused(now, s, trace);
       },

@@ -117,6 +117,25 @@ struct Lanes {
 
 using Vector = Lanes::Vector;
 
+// How a loop reads and writes: whole vectors, and at last the `count` numbers that a row has beyond them.
+struct Whole {
+  Vector load(const float* at) const { return Lanes::load(at); }
+  void store(float* at, Vector v) const { Lanes::store(at, v); }
+};
+struct Rest {
+  int64_t count;
+  Vector load(const float* at) const { return Lanes::load_first(at, count); }
+  void store(float* at, Vector v) const { Lanes::store_first(at, v, count); }
+};
+
+// Call step(i, part) for every vector of n numbers from index i on.
+template <class Step>
+static inline void each_part(int64_t n, Step step) {
+  const int64_t whole = n - n % Lanes::kWidth;
+  for (int64_t i = 0; i < whole; i += Lanes::kWidth) step(i, Whole{});
+  if (whole < n) step(whole, Rest{n - whole});
+}
+
 // 1 / sqrt(x), for x of at least 1e-36: below, the estimate would overflow when squared.
 static inline Vector inverse_root(Vector x) {
   x = Lanes::larger(x, Lanes::all(1e-36f));
