@@ -250,7 +250,8 @@ class Turn {
 // One learner's step. Holds on to the memory it works in.
 class StreamStep {
  public:
-  StreamStep(const nb::dict& given, const std::string& instruction_set) : new_action_(get<nb::object>(given, "new_action")) {
+  StreamStep(const nb::dict& given, const std::string& instruction_set)
+      : new_action_(get<nb::object>(given, "new_action")) {
     const auto kind = get<std::string>(given, "learner");
     if (kind == "stream-ac") spec_.kind = LearnerKind::stream_ac;
     else if (kind == "stream-q") spec_.kind = LearnerKind::stream_q;
@@ -326,12 +327,11 @@ class StreamStep {
     if (!accepted) return nb::none();
     if (!is_gaussian()) return nb::int_(int64_t(action_[0]));
     nb::object result = new_action_();
-    nb::ndarray<nb::c_contig, nb::device::cpu> array;
-    if (!nb::try_cast(result, array, false) || int64_t(array.size()) != spec_.actions)
-      throw nb::type_error("new_action() must make a writable array of the action's size");
-    if (array.dtype() == nb::dtype<float>()) copy_action(static_cast<float*>(array.data()));
-    else if (array.dtype() == nb::dtype<double>()) copy_action(static_cast<double*>(array.data()));
-    else throw nb::type_error("new_action() must make float32 or float64");
+    Buffer array;
+    if (!read(result, action_shape_, array, PyBUF_WRITABLE) || array.kind == InputKind::uint8)
+      throw nb::type_error("new_action() must make a writable float32 or float64 array of the action's size");
+    if (array.kind == InputKind::float32) copy_action(static_cast<float*>(array.data));
+    else copy_action(static_cast<double*>(array.data));
     return result;
   }
 
@@ -409,7 +409,7 @@ class StreamStep {
   struct Buffer {
     Py_buffer view{};
     bool held = false;
-    const void* data = nullptr;
+    void* data = nullptr;
     InputKind kind{};
     ~Buffer() {
       if (held) PyBuffer_Release(&view);
@@ -431,8 +431,8 @@ class StreamStep {
   }
 
   // False unless this is a contiguous array of the right shape and of a dtype the engine reads.
-  static bool read(nb::handle object, const std::vector<int64_t>& shape, Buffer& seen) {
-    if (PyObject_GetBuffer(object.ptr(), &seen.view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) != 0) {
+  static bool read(nb::handle object, const std::vector<int64_t>& shape, Buffer& seen, int also = 0) {
+    if (PyObject_GetBuffer(object.ptr(), &seen.view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | also) != 0) {
       PyErr_Clear();
       return false;
     }
