@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
+import re
 import warnings
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,112 +24,153 @@ from torch import Tensor
 from streamwise.agents import AGENTS, Learner, agent_class
 from streamwise.agents.native import Backend
 from streamwise.agents.networks import NetworkBuilder
+from streamwise.runs.config import RunConfig, load_config
+from streamwise.runs.storage import LocalStorage, Storage, open_storage
 from streamwise.streams import DivergedError, UsageError
 
 __all__ = [
     "Checkpoint",
     "CheckpointError",
     "Checkpoints",
+    "check_finite",
     "load",
     "read_checkpoint",
     "save",
     "write_checkpoint",
 ]
 
-FORMAT = 1
+FORMAT = 2  # 1 had no checksum of meta.json and no environment in it
 
 
 class CheckpointError(UsageError):
-    """A checkpoint that is missing, damaged, or from a newer streamwise."""
+    """A checkpoint that is missing, damaged, or from another streamwise."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """What one checkpoint holds: the learner's state, and everything else as JSON."""
 
-    path: Path
+    path: str
     state: dict[str, Tensor]
     meta: dict[str, Any]
 
 
-def write_checkpoint(directory: Path, state: dict[str, Tensor], meta: dict[str, Any]) -> None:
-    """Write state.safetensors and meta.json so that `directory` either is complete or does not exist.
-
-    Raises DivergedError, writing nothing, if the state holds NaN or an infinity: the learner has diverged.
-    """
+def check_finite(state: dict[str, Tensor]) -> None:
+    """Raise DivergedError if the state holds NaN or an infinity: such a state is never written."""
     for name, tensor in state.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise DivergedError(
                 f"the learner has diverged: {name!r} is not finite. The last good checkpoint was kept; "
                 "try a smaller step_size or intended_change."
             )
+
+
+def write_checkpoint(storage: Storage, name: str, state: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    """Write state.safetensors and meta.json to a folder that is listed only when it is whole.
+
+    Raises OSError where the storage fails.
+    """
     payload = save_tensors(state)
-    meta = {"format": FORMAT, **meta, "sha256": hashlib.sha256(payload).hexdigest()}
-    temporary = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    _write_durably(temporary / "state.safetensors", payload)
-    _write_durably(temporary / "meta.json", json.dumps(meta, indent=2).encode())
-    _sync_directory(temporary)
-    if directory.exists():
-        shutil.rmtree(directory)
-    temporary.rename(directory)
-    _sync_directory(directory.parent)
+    meta = {"format": FORMAT, **meta, "state_sha256": hashlib.sha256(payload).hexdigest()}
+    text = _canonical(meta)
+    checksum = hashlib.sha256(text).hexdigest()
+    signed = text[:-1] + f', "sha256": "{checksum}"}}'.encode()
+    storage.write(name, {"state.safetensors": payload, "meta.json": signed})
 
 
-def read_checkpoint(directory: Path) -> Checkpoint:
-    """Read and verify one checkpoint. Raises CheckpointError if it is missing, damaged or too new."""
+def read_checkpoint(storage: Storage, name: str) -> Checkpoint:
+    """Read and verify one checkpoint. Raises CheckpointError if it is missing, damaged or from elsewhere."""
+    path = storage.describe(name)
     try:
-        meta = json.loads((directory / "meta.json").read_bytes())
-        payload = (directory / "state.safetensors").read_bytes()
+        text, payload = storage.read(name, "meta.json"), storage.read(name, "state.safetensors")
     except OSError as error:
-        raise CheckpointError(f"{error.filename} cannot be read: {error.strerror}.") from None
-    except ValueError:
-        raise CheckpointError(f"{directory / 'meta.json'} is damaged: it is not JSON.") from None
-    if not isinstance(meta, dict) or not isinstance(meta.get("format"), int):
-        raise CheckpointError(f"{directory / 'meta.json'} is damaged: it names no format.")
-    if meta["format"] > FORMAT:
-        raise CheckpointError(
-            f"{directory} has format {meta['format']}, this streamwise reads up to {FORMAT}; upgrade it."
-        )
-    if hashlib.sha256(payload).hexdigest() != meta.get("sha256"):
-        raise CheckpointError(f"{directory / 'state.safetensors'} is damaged: its checksum does not hold.")
+        raise CheckpointError(f"{path} cannot be read: {_reason(error)}.") from None
     try:
-        return Checkpoint(directory, load_tensors(payload), meta)
+        meta = json.loads(text)
+        version, checksum = meta["format"], meta.pop("sha256", None)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise CheckpointError(f"{path}: meta.json is damaged: it names no format.") from None
+    if version != FORMAT and isinstance(version, int):
+        remedy = "upgrade it" if version > FORMAT else "it was written by an older one; train afresh"
+        raise CheckpointError(f"{path} has format {version}, this streamwise reads {FORMAT}; {remedy}.")
+    if checksum != hashlib.sha256(_canonical(meta)).hexdigest():
+        raise CheckpointError(f"{path}: meta.json is damaged: its checksum does not hold.")
+    if hashlib.sha256(payload).hexdigest() != meta.get("state_sha256"):
+        raise CheckpointError(f"{path}: state.safetensors is damaged: its checksum does not hold.")
+    try:
+        return Checkpoint(path, load_tensors(payload), meta)
     except SafetensorError as error:
-        raise CheckpointError(f"{directory / 'state.safetensors'} is damaged: {error}.") from None
+        raise CheckpointError(f"{path}: state.safetensors is damaged: {error}.") from None
+
+
+def _canonical(meta: dict[str, Any]) -> bytes:
+    """What the checksum is of: the content, however its JSON is spelled."""
+    return json.dumps(meta, sort_keys=True).encode()
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error).splitlines()[0]
 
 
 class Checkpoints:
-    """The checkpoints of one run directory: `checkpoints/step-<12 digits>`, the last `keep` of them."""
+    """The checkpoints of one run: folders `step-<12 digits>` of a storage.
 
-    def __init__(self, run_directory: Path, keep: int = 3) -> None:
-        self.directory = run_directory / "checkpoints"
+    Kept are the last `keep`, and those of steps that `keep_every` divides.
+    """
+
+    def __init__(self, storage: Storage, keep: int = 3, keep_every: int | None = None) -> None:
+        self.storage = storage
         self.keep = keep
+        self.keep_every = keep_every
 
-    def save(self, step: int, state: dict[str, Tensor], meta: dict[str, Any]) -> Path:
-        """Write the checkpoint of this step, then remove the oldest beyond `keep`."""
-        path = self.directory / f"step-{step:012d}"
-        write_checkpoint(path, state, {**meta, "step": step})
-        for old in self.paths()[: -self.keep]:
-            shutil.rmtree(old, ignore_errors=True)
-        return path
+    @classmethod
+    def of(cls, run: RunConfig[Any] | Path) -> Checkpoints:
+        """Return those of a run, by its settings or its directory. Raises UsageError if it is no run."""
+        config = load_config(run) if isinstance(run, Path) else run
+        storage = open_storage(config.storage or config.directory / "checkpoints")
+        return cls(storage, config.keep_checkpoints, config.keep_every)
 
-    def paths(self) -> list[Path]:
+    def save(self, step: int, state: dict[str, Tensor], meta: dict[str, Any]) -> str:
+        """Write the checkpoint of this step, then remove what is not kept. Returns its name."""
+        name = f"step-{step:012d}"
+        write_checkpoint(self.storage, name, state, {**meta, "step": step})
+        for old in self.names()[: -self.keep]:
+            if self.keep_every is None or _step_of(old) % self.keep_every:
+                self.storage.remove(old)
+        return name
+
+    def names(self) -> list[str]:
         """Return the checkpoints present, oldest first."""
-        return sorted(self.directory.glob("step-*"))
+        return [name for name in self.storage.names() if _NAME.fullmatch(name)]
 
     def latest(self) -> Checkpoint:
         """Read the newest one that is whole; warn about any damaged newer one. Raises CheckpointError."""
         reasons = []
-        for path in reversed(self.paths()):
+        for name in reversed(self.names()):
             try:
-                return read_checkpoint(path)
+                return read_checkpoint(self.storage, name)
             except CheckpointError as error:
                 reasons.append(str(error))
                 warnings.warn(f"{error} Trying the checkpoint before it.", stacklevel=2)
-        found = " ".join(reasons) or f"{self.directory} holds no checkpoint yet."
+        found = " ".join(reasons) or f"{self.storage.describe('')} holds no checkpoint yet."
         raise CheckpointError(f"nothing to go on from: {found}")
+
+    def check(self) -> Iterator[tuple[int, int, str | None]]:
+        """Yield step, bytes, and what is wrong (None: it is whole), oldest first."""
+        for name in self.names():
+            try:
+                read_checkpoint(self.storage, name)
+                wrong = None
+            except CheckpointError as error:
+                wrong = str(error)
+            yield _step_of(name), self.storage.size(name), wrong
+
+
+_NAME = re.compile(r"step-\d{12}")
+
+
+def _step_of(name: str) -> int:
+    return int(name.removeprefix("step-"))
 
 
 def describe(learner: Learner) -> dict[str, Any]:
@@ -174,7 +215,9 @@ def save(learner: Learner, path: str | Path) -> None:
 
     Raises DivergedError if the learner has diverged.
     """
-    write_checkpoint(Path(path), learner.state_dict(), describe(learner))
+    state, path = learner.state_dict(), Path(path).absolute()
+    check_finite(state)
+    write_checkpoint(LocalStorage(path.parent), path.name, state, describe(learner))
 
 
 def load(path: str | Path, *, network: NetworkBuilder | None = None, backend: Backend = "auto") -> Any:
@@ -182,9 +225,12 @@ def load(path: str | Path, *, network: NetworkBuilder | None = None, backend: Ba
 
     Raises CheckpointError. Nothing is unpickled or executed.
     """
-    path = Path(path)
-    is_run = (path / "checkpoints").is_dir()
-    return restore(Checkpoints(path).latest() if is_run else read_checkpoint(path), network, backend)
+    path = Path(path).absolute()
+    if (path / "config.toml").is_file():
+        checkpoint = Checkpoints.of(path).latest()
+    else:
+        checkpoint = read_checkpoint(LocalStorage(path.parent), path.name)
+    return restore(checkpoint, network, backend)
 
 
 def _describe_space(space: spaces.Space[Any] | None) -> dict[str, Any] | None:
@@ -206,18 +252,3 @@ def _make_space(description: dict[str, Any] | None) -> gymnasium.Space[Any] | No
     dtype = np.dtype(description["dtype"])
     low, high = (-np.inf, np.inf) if dtype.kind == "f" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
     return spaces.Box(low, high, tuple(description["shape"]), dtype.type)
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -18,6 +18,7 @@ import tyro
 from streamwise.agents import StreamSettings, agent_class
 from streamwise.agents.exploration import ExplorationSettings
 from streamwise.agents.native import Backend
+from streamwise.runs.storage import write_durably
 from streamwise.streams import UsageError
 from streamwise.streams.csv_series import DEFAULT_TRACE_DECAYS
 
@@ -57,6 +58,14 @@ class RunConfig(Generic[Settings]):
     """Seeds the network, the exploration and the environment."""
     checkpoint_every: int = 10_000
     """Steps between checkpoints; there is always one at the end."""
+    keep_checkpoints: int = 3
+    """How many checkpoints are kept: the newest ones."""
+    keep_every: int | None = None
+    """Also keep, for ever, the checkpoints of every so many steps. Unset: none."""
+    storage: str | None = None
+    """A folder or URL (s3://bucket/folder) for this run's checkpoints. Unset: the run directory."""
+    fail_on_save_error: bool = False
+    """Stop at the first checkpoint that cannot be written. Unset: warn, go on, and try again."""
     out: Path | None = None
     """The run directory. Unset: outputs/<environment>-<agent>-<rule>-seed<seed>."""
     target: str | None = None
@@ -69,9 +78,11 @@ class RunConfig(Generic[Settings]):
     """Atari only. Let a lost life end the episode, without resetting the game."""
 
     def __post_init__(self) -> None:
-        for name, low in (("steps", 1), ("checkpoint_every", 1), ("seed", 0)):
-            if getattr(self, name) < low:
-                raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}; use {low} or more.")
+        lowest = {"steps": 1, "checkpoint_every": 1, "keep_checkpoints": 1, "keep_every": 1, "seed": 0}
+        for name, low in lowest.items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise UsageError(f"--{name.replace('_', '-')} is {value}; use {low} or more.")
         is_series = self.environment.startswith("csv:")
         if is_series != (self.agent == "stream-td"):
             wanted = "--agent stream-td" if is_series else "csv:PATH instead of an environment"
@@ -104,7 +115,10 @@ class RunConfig(Generic[Settings]):
         if isinstance(settings, ExplorationSettings) and settings.exploration_steps is None:
             duration = round(settings.exploration_fraction * self.steps)
             settings = dataclasses.replace(settings, exploration_steps=duration)
-        return dataclasses.replace(self, settings=settings, trace_decays=decays)
+        storage = self.storage
+        if storage is not None and "://" not in storage:
+            storage = str(Path(storage).absolute())  # resumed from any folder
+        return dataclasses.replace(self, settings=settings, trace_decays=decays, storage=storage)
 
 
 @dataclass(frozen=True)
@@ -131,6 +145,7 @@ def load_preset(name: str) -> Preset:
     table = _read_toml(path)
     options = {key: value for key, value in table.items() if key not in ("agent", "settings")}
     allowed = ["agent", "settings", "backend", "steps", "checkpoint_every", "episodic_life"]
+    allowed += ["keep_checkpoints", "keep_every"]
     for key in table:
         if key not in allowed:
             raise UsageError(f"{path}: unknown key {key!r}.{_nearest(key, allowed)}")
@@ -144,7 +159,9 @@ def save_config(config: RunConfig[Any], directory: Path) -> None:
     table.pop("out", None)
     table["settings"] = {key: value for key, value in table.pop("settings").items() if value is not None}
     table["versions"] = _versions()
-    (directory / "config.toml").write_bytes(tomli_w.dumps(table).encode())
+    temporary = directory / ".config.toml.partial"
+    write_durably(temporary, tomli_w.dumps(table).encode())
+    temporary.replace(directory / "config.toml")
 
 
 def load_config(directory: Path) -> RunConfig[Any]:

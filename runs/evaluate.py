@@ -60,7 +60,7 @@ def evaluate(
         raise UsageError(f"{directory} predicts a series and has no policy; its scores are in the report.")
     if video is not None and video.suffix.lower() != ".mp4":
         raise UsageError(f"--video {video}: name a file that ends in .mp4.")
-    checkpoint = Checkpoints(directory).latest()
+    checkpoint = Checkpoints.of(config).latest()
     agent: Any = restore(checkpoint)
     render_mode = "rgb_array" if video is not None else None
     # Whole games are scored, whatever counted as an episode in training.

@@ -42,7 +42,7 @@ def learn(
     *,
     steps: int,
     record: Callable[[Transition, Any], None],
-    checkpoint: Callable[[], None],
+    checkpoint: Callable[..., None],
     checkpoint_every: int,
     after_step: Callable[[], None],
     stop: StopRequest,
@@ -50,7 +50,8 @@ def learn(
 ) -> int:
     """Learn from `stream` until `steps` samples have been learned, it ends, or a stop is requested.
 
-    step: samples learned before. Returns the number learned in all; the last one is in a checkpoint.
+    step: samples learned before. checkpoint: called with last=True at the end.
+    Returns the number learned in all; the last one is in a checkpoint.
     Raises NonFiniteSampleError for NaN or an infinity, after a checkpoint of the last good state.
     """
     try:
@@ -63,7 +64,7 @@ def learn(
             if step % checkpoint_every == 0:
                 checkpoint()
     except NonFiniteSampleError:
-        checkpoint()
+        checkpoint(last=True)
         raise
-    checkpoint()
+    checkpoint(last=True)
     return step

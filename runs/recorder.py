@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,11 +25,11 @@ _TENSORBOARD_INTERVAL_SECONDS = 0.5
 
 
 class Recorder:
-    """Adds up what every step reports and writes a row when an episode ends.
+    """Adds up what every step reports and makes a row when an episode ends.
 
-    Rows wait in memory until `flush`, which a checkpoint calls: the files on disk always end at a step that
-    can be resumed from. For a predicted series a row covers 500 steps, and every prediction is kept
-    beside its cumulant in predictions.parquet.
+    Rows wait in memory: a checkpoint takes them along, and `RowFile` writes them to disk now and then. So
+    files and checkpoint together hold every row once, whenever the run is killed. For a predicted series a
+    row covers 500 steps, and every prediction is kept beside its cumulant.
     """
 
     def __init__(self, directory: Path, *, is_series: bool = False) -> None:
@@ -37,13 +38,18 @@ class Recorder:
         self.step = 0
         self.episodes = 0
         self.recent_returns: deque[float] = deque(maxlen=RECENT_EPISODES)
+        self.metrics = RowFile(directory / "metrics.parquet")
+        self.predictions = RowFile(directory / "predictions.parquet")
         self._elapsed_before = 0.0
         self._started = time.perf_counter()
-        self._rows: list[dict[str, float]] = []
-        self._predictions: list[tuple[int, float, float]] = []
+        self._abandoned_steps = 0
         self._written_at = 0.0
-        self._tensorboard = SummaryWriter(str(directory / "tensorboard"))
         self._open_row()
+
+    @cached_property
+    def _tensorboard(self) -> SummaryWriter:
+        # What an earlier run of this directory wrote beyond the step that we go on from, is not shown.
+        return SummaryWriter(str(self.directory / "tensorboard"), purge_step=self.step or None, flush_secs=10)
 
     @property
     def elapsed(self) -> float:
@@ -70,7 +76,8 @@ class Recorder:
         else:
             sums.update(metrics)
         if self.is_series:
-            self._predictions.append((self.step, metrics["prediction"], transition.reward))
+            row = {"step": self.step, "prediction": metrics["prediction"], "cumulant": transition.reward}
+            self.predictions.waiting.append(row)
             if self._length == SERIES_INTERVAL or transition.truncated:
                 self._close_row({})
         elif (transition.terminated or transition.truncated) and not game_goes_on:
@@ -99,9 +106,19 @@ class Recorder:
             "steps_per_second": self._length / seconds,
             **{name: total / self._length for name, total in self._sums.items()},
         }
-        self._rows.append(row)
+        if self._abandoned_steps:
+            row["abandoned_steps"] = self._abandoned_steps
+            self._abandoned_steps = 0
+        self.metrics.waiting.append(row)
         self._write_tensorboard(row)
         self._open_row()
+
+    def abandon_episode(self) -> int:
+        """Forget the open row, for its episode cannot go on; its length is reported with the next row."""
+        self._abandoned_steps += self._length
+        abandoned = self._length
+        self._open_row()
+        return abandoned
 
     def _write_tensorboard(self, row: dict[str, float]) -> None:
         """Short episodes are thinned to two rows a second; metrics.parquet holds them all."""
@@ -112,37 +129,35 @@ class Recorder:
             if name not in ("step", "wall_time", "episode"):
                 self._tensorboard.add_scalar(name, value, int(row["step"]))
 
-    def flush(self) -> None:
-        """Append the waiting rows to the files."""
-        if self._rows:
-            _append(self.directory / "metrics.parquet", pa.Table.from_pylist(self._rows))
-            self._rows.clear()
-        if self._predictions:
-            steps, predictions, cumulants = zip(*self._predictions, strict=True)
-            table = pa.table({"step": steps, "prediction": predictions, "cumulant": cumulants})
-            _append(self.directory / "predictions.parquet", table)
-            self._predictions.clear()
-        self._tensorboard.flush()
-
     def state(self) -> dict[str, Any]:
-        """Return what `resume` needs, as JSON."""
+        """Return what `resume` needs, as JSON; the rows are copied, so that it stays as it is."""
         return {
             "step": self.step,
             "episodes": self.episodes,
             "elapsed": self.elapsed,
             "recent_returns": list(self.recent_returns),
+            "abandoned_steps": self._abandoned_steps,
+            "open_row": {
+                "length": self._length,
+                "return": self._return,
+                "sums": dict(self._sums),
+                "seconds": time.perf_counter() - self._row_started,
+            },
+            "metrics": self.metrics.state(),
+            "predictions": self.predictions.state(),
         }
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Go on from `state`: forget the unfinished row, and rows written after that step."""
+        """Go on from `state`: the rows on disk and those that were waiting are what they were then."""
         self.step, self.episodes = state["step"], state["episodes"]
         self.recent_returns.extend(state["recent_returns"])
+        self._abandoned_steps = state["abandoned_steps"]
         self._elapsed_before, self._started = state["elapsed"], time.perf_counter()
-        for name in ("metrics.parquet", "predictions.parquet"):
-            path = self.directory / name
-            if path.is_file():
-                table = pq.read_table(path)
-                _replace(path, table.filter(pa.compute.field("step") <= self.step))
+        row = state["open_row"]
+        self._length, self._return, self._sums = row["length"], row["return"], dict(row["sums"])
+        self._row_started = time.perf_counter() - row["seconds"]
+        self.metrics.resume(state["metrics"])
+        self.predictions.resume(state["predictions"])
 
     def __enter__(self) -> Recorder:
         return self
@@ -153,13 +168,58 @@ class Recorder:
         self._tensorboard.close()
 
 
-def _append(path: Path, table: pa.Table) -> None:
-    if path.is_file():
-        table = pa.concat_tables([pq.read_table(path), table], promote_options="default")
-    _replace(path, table)
+class RowFile:
+    """Rows on their way to a Parquet file, in the order of their `step`.
 
+    A Parquet file is written anew to grow, so it grows seldom: by a quarter (500 to 2,000 rows), or after a
+    minute. The learning thread appends to `waiting` and calls `state`, another one calls `write`.
+    """
 
-def _replace(path: Path, table: pa.Table) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    pq.write_table(table, temporary)
-    os.replace(temporary, path)
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.waiting: list[dict[str, float]] = []
+        self._last_step = 0  # on disk
+        self._rows = 0  # on disk
+        self._written_at = time.monotonic()
+
+    def state(self) -> dict[str, Any]:
+        """Return the rows that are not on disk, and the last step that is."""
+        last_step = self._last_step
+        self.waiting = [row for row in self.waiting if row["step"] > last_step]
+        return {"last_step": last_step, "waiting": list(self.waiting)}
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`: what was written to disk after it is taken back."""
+        self.waiting, self._last_step = list(state["waiting"]), state["last_step"]
+        if self.path.is_file():
+            table = pq.read_table(self.path)
+            kept = table.filter(pa.compute.field("step") <= self._last_step)
+            self._rows = len(kept)
+            if self._rows < len(table):
+                self._replace(kept)
+
+    def write(self, state: dict[str, Any], *, at_once: bool = False) -> dict[str, Any]:
+        """Write the rows of a `state` to disk if it is time to; return the state that is true then.
+
+        at_once: whether or not it is time. Raises OSError, having changed nothing.
+        """
+        rows = [row for row in state["waiting"] if row["step"] > self._last_step]
+        waited = time.monotonic() - self._written_at
+        enough = min(max(500, self._rows // 4), 2_000)
+        if rows and (at_once or len(rows) >= enough or waited > 60.0):
+            table = pa.Table.from_pylist(rows)
+            if self._rows:
+                table = pa.concat_tables([pq.read_table(self.path), table], promote_options="default")
+            self._replace(table)
+            self._rows, self._last_step = len(table), int(rows[-1]["step"])
+            self._written_at = time.monotonic()
+            rows = []
+        return {"last_step": self._last_step, "waiting": rows}
+
+    def _replace(self, table: pa.Table) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(f".{self.path.name}.partial")
+        pq.write_table(table, temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, self.path)

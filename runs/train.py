@@ -14,11 +14,13 @@ import torch
 from streamwise.agents import Learner, Metrics, agent_class
 from streamwise.agents.native import Backend
 from streamwise.kernels import native_info
-from streamwise.runs.checkpoint import Checkpoints, describe, restore
+from streamwise.runs.checkpoint import Checkpoints, check_finite, describe, restore
 from streamwise.runs.config import RunConfig, load_config, save_config
+from streamwise.runs.lock import locked
 from streamwise.runs.loop import StopRequest, learn
 from streamwise.runs.progress import ProgressDisplay
 from streamwise.runs.recorder import Recorder
+from streamwise.runs.saver import Saver
 from streamwise.streams import NonFiniteSampleError, Transition, UsageError
 from streamwise.streams.csv_series import CsvSeriesStream
 
@@ -39,38 +41,49 @@ def train(config: RunConfig[Any]) -> RunResult:
     """Start a run in a new directory. Raises UsageError for what the user can mend."""
     config = config.resolved()
     directory = config.directory
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    if directory.exists() and not (directory.is_dir() and _is_unused(directory)):
         raise UsageError(
             f"{directory} already exists; go on with `streamwise resume {directory}`, or give another --out."
         )
+    checkpoints = Checkpoints.of(config)
+    if checkpoints.names():
+        raise UsageError(f"--storage {config.storage} holds another run's checkpoints; give one of its own.")
     source = _open(config)
     learner = _make_learner(config, source)
     directory.mkdir(parents=True, exist_ok=True)
-    save_config(config, directory)
-    return _run(config, source, learner, None)
+    with locked(directory):
+        save_config(config, directory)
+        return _run(config, source, learner, None)
+
+
+def _is_unused(directory: Path) -> bool:
+    """Whether nothing is in it, or only what a run leaves that was killed before it began."""
+    return all(path.name.startswith(".") for path in directory.iterdir())
 
 
 def resume(directory: Path, steps: int | None = None, backend: Backend | None = None) -> RunResult:
-    """Go on with the run in `directory` from its newest whole checkpoint, at the start of an episode.
+    """Go on with the run in `directory` from its newest whole checkpoint, or from its start if it has none.
 
     steps: the new length of the run, to extend a finished one. backend: another one than before.
     """
     config = load_config(directory)
-    checkpoint = Checkpoints(directory).latest()
-    step = checkpoint.meta["recorder"]["step"]
-    config = dataclasses.replace(
-        config,
-        steps=config.steps if steps is None else steps,
-        backend=config.backend if backend is None else backend,
-    )
-    if step >= config.steps:
-        raise UsageError(
-            f"{directory} has finished its {config.steps:,} steps; extend it with --steps, above {step:,}."
+    with locked(directory):
+        checkpoints = Checkpoints.of(config)
+        checkpoint = checkpoints.latest() if checkpoints.names() else None
+        step = checkpoint.meta["step"] if checkpoint else 0
+        config = dataclasses.replace(
+            config,
+            steps=config.steps if steps is None else steps,
+            backend=config.backend if backend is None else backend,
         )
-    source = _open(config)
-    learner = restore(checkpoint, backend=config.backend)
-    save_config(config, directory)
-    return _run(config, source, learner, checkpoint.meta)
+        if step >= config.steps:
+            raise UsageError(
+                f"{directory} has finished its {config.steps:,} steps; extend it with --steps above {step:,}."
+            )
+        source = _open(config)
+        learner = restore(checkpoint, backend=config.backend) if checkpoint else _make_learner(config, source)
+        save_config(config, directory)
+        return _run(config, source, learner, checkpoint.meta if checkpoint else None)
 
 
 def make_environment(config: RunConfig[Any], **options: Any) -> Any:
@@ -131,43 +144,61 @@ def _run(config: RunConfig[Any], source: Any, learner: Any, meta: dict[str, Any]
 
     is_series = isinstance(source, CsvSeriesStream)
     stream = source if is_series else EnvironmentStream(source, learner.act, seed=config.seed)
-    directory = config.directory
-    checkpoints = Checkpoints(directory)
-    recorder = Recorder(directory, is_series=is_series)
+    recorder = Recorder(config.directory, is_series=is_series)
+    notes = [_backend_of(learner)]
     if meta is not None:
         recorder.resume(meta["recorder"])
         stream.seek(meta["position"])
+        notes.append(_where_it_goes_on(stream, recorder))
+    saver = Saver(Checkpoints.of(config), recorder, fail_at_once=config.fail_on_save_error)
 
-    def save_checkpoint() -> None:
-        recorder.flush()
-        position = stream.position
-        state = {**describe(learner), "position": position, "recorder": recorder.state()}
-        checkpoints.save(recorder.step, learner.state_dict(), state)
-        stream.commit(position)
+    def save_checkpoint(last: bool = False) -> None:
+        state = learner.state_dict()
+        check_finite(state)
+        meta = {**describe(learner), "position": stream.position, "recorder": recorder.state()}
+        saver.save(state, meta, last=last)
+        durable = saver.newly_durable()
+        if durable is not None:
+            stream.commit(durable)
 
     def record(sample: Transition, metrics: Metrics) -> None:
         lost_a_life = config.episodic_life and "game_return" not in stream.info
         recorder.record(sample, metrics, game_goes_on=lost_a_life)
 
     title = f"{config.agent} on {config.environment}"
-    progress = ProgressDisplay(title, config.steps, recorder, note=_backend_of(learner))
+    progress = ProgressDisplay(title, config.steps, recorder, note=", ".join(notes))
     try:
         with _torch_for_small_networks(), recorder, progress, StopRequest().on_signals() as stop:
-            step = learn(
-                stream,
-                learner,
-                steps=config.steps,
-                record=record,
-                checkpoint=save_checkpoint,
-                checkpoint_every=config.checkpoint_every,
-                after_step=progress.update,
-                stop=stop,
-                step=recorder.step,
-            )
+            try:
+                step = learn(
+                    stream,
+                    learner,
+                    steps=config.steps,
+                    record=record,
+                    checkpoint=save_checkpoint,
+                    checkpoint_every=config.checkpoint_every,
+                    after_step=progress.update,
+                    stop=stop,
+                    step=recorder.step,
+                )
+            finally:
+                saver.close()
     except NonFiniteSampleError as error:
-        raise NonFiniteSampleError(
-            f"{config.environment}: {error} The state before it is in {checkpoints.paths()[-1]}."
-        ) from None
+        kept = f"The state before it is in the checkpoint of step {saver.last_good_step:,}."
+        raise NonFiniteSampleError(f"{config.environment}: {error} {kept}") from None
     finally:
+        durable = saver.newly_durable()
+        if durable is not None:
+            stream.commit(durable)
         stream.close()
-    return RunResult(directory, step, recorder.mean_return, stop.signal)
+    return RunResult(config.directory, step, recorder.mean_return, stop.signal)
+
+
+def _where_it_goes_on(stream: Any, recorder: Recorder) -> str:
+    """Say where a resumed run goes on; give up the open episode if its environment could not be saved."""
+    where = f"goes on at step {recorder.step:,}"
+    why_not = getattr(stream, "why_no_snapshot", None)
+    if why_not is None:
+        return where
+    abandoned = recorder.abandon_episode()
+    return f"{where} with a new episode ({abandoned} steps of the last are given up: {why_not})"

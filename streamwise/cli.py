@@ -104,7 +104,7 @@ def _train(argv: list[str]) -> int:
 class ResumeArguments:
     """Go on with a run that was interrupted, or extend one that has finished.
 
-    Learning goes on from the newest whole checkpoint, at the start of an episode.
+    Learning goes on from the newest whole checkpoint, in mid-episode, as if it had never stopped.
 
     streamwise resume outputs/demo
     streamwise resume outputs/demo --steps 200000
@@ -171,6 +171,31 @@ def _evaluate(argv: list[str]) -> int:
     if arguments.video is not None:
         print(f"video: {arguments.video}")
     return 0
+
+
+@dataclass(frozen=True)
+class CheckpointsArguments:
+    """List a run's checkpoints: step, size, and whether the checksum holds.
+
+    Exits with 1 if one is damaged. The newest whole one is what `resume` and `evaluate` use.
+
+    streamwise checkpoints outputs/demo
+    """
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_DIR")]
+    """The run directory."""
+
+
+def _checkpoints(argv: list[str]) -> int:
+    arguments = _parse(CheckpointsArguments, "checkpoints", argv)
+    from streamwise.runs.checkpoint import Checkpoints
+
+    checkpoints = Checkpoints.of(arguments.run)
+    found = list(checkpoints.check())
+    print(f"{len(found)} in {checkpoints.storage.describe('')}")
+    for step, size, wrong in found:
+        print(f"step {step:>12,}  {size / 1e6:>8,.2f} MB  {wrong or 'whole'}")
+    return 1 if any(wrong for _, _, wrong in found) else 0
 
 
 @dataclass(frozen=True)
@@ -266,6 +291,7 @@ COMMANDS = {
     "train": Command("learn from an environment, or predict a time series", _train),
     "resume": Command("go on with an interrupted run, or extend a finished one", _resume),
     "evaluate": Command("play episodes with a trained policy; make a video", _evaluate),
+    "checkpoints": Command("list a run's checkpoints and check them", _checkpoints),
     "report": Command("draw runs as an HTML page and a PNG", _report),
     "bench": Command("measure: speed, learning results, predictions", _bench),
     "doctor": Command("check this installation", _doctor),

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from streamwise.runs.recorder import Recorder
+from streamwise.runs.recorder import Recorder, RowFile
 from streamwise.streams import Transition
 
 NOTHING = np.zeros(1)
+COLUMNS = ["step", "episode", "episode_return", "episode_length", "value"]  # not what the clock says
 
 
 def transitions(seed, steps):
@@ -24,11 +29,19 @@ def record(recorder, samples):
         recorder.record(sample, {"value": 2.0 * sample.reward})
 
 
+def to_disk(recorder):
+    """What a checkpoint writes, and the state that it keeps."""
+    state = recorder.state()
+    for name, file in (("metrics", recorder.metrics), ("predictions", recorder.predictions)):
+        state[name] = file.write(state[name], at_once=True)
+    return state
+
+
 def test_rows_are_the_episodes_that_ended(tmp_path):
     samples = list(transitions(0, 500))
     with Recorder(tmp_path) as recorder:
         record(recorder, samples)
-        recorder.flush()
+        to_disk(recorder)
     ends = [i + 1 for i, sample in enumerate(samples) if sample.terminated or sample.truncated]
     starts = [0, *ends[:-1]]
     rewards = np.array([sample.reward for sample in samples])
@@ -50,28 +63,70 @@ def test_flushing_often_changes_nothing(tmp_path):
         with Recorder(tmp_path / name) as recorder:
             for start in range(0, 300, every):
                 record(recorder, samples[start : start + every])
-                recorder.flush()
+                to_disk(recorder)
     once, often = (pq.read_table(tmp_path / name / "metrics.parquet") for name in ("once", "often"))
-    columns = ["step", "episode", "episode_return", "episode_length", "value"]
-    assert once.select(columns).equals(often.select(columns))
+    assert once.select(COLUMNS).equals(often.select(COLUMNS))
 
 
-def test_resuming_forgets_rows_after_the_checkpoint_and_the_open_episode(tmp_path):
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(cuts=st.lists(st.integers(1, 399), max_size=6), lost=st.integers(0, 60), at_once=st.booleans())
+def test_killed_and_resumed_anywhere_the_rows_are_those_of_one_run(tmp_path_factory, cuts, lost, at_once):
+    """lost: steps after a checkpoint, whose rows may even be on disk, that the kill undoes."""
+    directory = tmp_path_factory.mktemp("run")
     samples = list(transitions(2, 400))
-    with Recorder(tmp_path) as recorder:
-        record(recorder, samples[:200])
-        recorder.flush()
+    state = None
+    for end in [*sorted(cuts), 400]:
+        with Recorder(directory) as recorder:
+            if state is not None:
+                recorder.resume(json.loads(json.dumps(state)))
+            record(recorder, samples[recorder.step : end])
+            state = recorder.state()
+            for name, file in (("metrics", recorder.metrics), ("predictions", recorder.predictions)):
+                state[name] = file.write(state[name], at_once=at_once or end == 400)
+            record(recorder, samples[end : end + lost])
+            recorder.metrics.write(recorder.metrics.state(), at_once=True)
+    with Recorder(directory) as recorder:
+        recorder.resume(state)
+    once = tmp_path_factory.mktemp("once")
+    with Recorder(once) as recorder:
+        record(recorder, samples)
+        to_disk(recorder)
+    found, expected = (pq.read_table(path / "metrics.parquet") for path in (directory, once))
+    assert found.select(COLUMNS).equals(expected.select(COLUMNS))
+
+
+def test_the_open_episode_goes_on_and_one_that_cannot_is_counted(tmp_path):
+    with Recorder(tmp_path / "first") as recorder:
+        record(recorder, [Transition(NOTHING, 0, 1.0, NOTHING, False, False)] * 7)
         state = recorder.state()
-        record(recorder, samples[200:])
-        recorder.flush()
-    with Recorder(tmp_path) as resumed:
-        resumed.resume(state)
-        assert resumed.step == 200
-        assert resumed.episodes == state["episodes"]
-        steps = pq.read_table(tmp_path / "metrics.parquet")["step"].to_pylist()
-        assert steps
-        assert max(steps) <= 200
-        assert resumed.elapsed >= state["elapsed"]
+    end = Transition(NOTHING, 0, 1.0, NOTHING, True, False)
+    for abandoned in (0, 7):
+        directory = tmp_path / str(abandoned)
+        with Recorder(directory) as recorder:
+            recorder.resume(state)
+            if abandoned:
+                assert recorder.abandon_episode() == 7
+            record(recorder, [end])
+            record(recorder, [end])
+            to_disk(recorder)
+        rows = pq.read_table(directory / "metrics.parquet").to_pydict()
+        assert rows["episode_length"] == [8 - abandoned, 1]
+        assert rows["episode_return"] == [8.0 - abandoned, 1.0]
+        assert rows.get("abandoned_steps", [None, None]) == [abandoned or None, None]
+
+
+def test_a_file_is_rewritten_seldom_and_its_rows_wait_in_the_state_meanwhile(tmp_path):
+    writes = 0
+    file = RowFile(tmp_path / "rows.parquet")
+    for step in range(1, 3_001):
+        file.waiting.append({"step": step})
+        before = file.path.stat().st_mtime_ns if file.path.exists() else 0
+        state = file.write(file.state())
+        writes += (file.path.stat().st_mtime_ns if file.path.exists() else 0) != before
+        on_disk = pq.read_table(file.path)["step"].to_pylist() if step % 500 == 250 and writes else None
+        if on_disk is not None:
+            assert [*on_disk, *(row["step"] for row in state["waiting"])] == list(range(1, step + 1))
+    assert 3 <= writes <= 6
 
 
 def test_a_series_keeps_every_prediction_and_a_row_an_interval(tmp_path):
@@ -82,7 +137,7 @@ def test_a_series_keeps_every_prediction_and_a_row_an_interval(tmp_path):
                 Transition(NOTHING, None, float(i), NOTHING, False, last),
                 {"prediction": i / 2, "step_size": 0.5},
             )
-        recorder.flush()
+        to_disk(recorder)
     predictions = pq.read_table(tmp_path / "predictions.parquet").to_pydict()
     assert predictions["step"] == list(range(1, 1_201))
     assert predictions["cumulant"] == [float(i) for i in range(1_200)]

@@ -34,7 +34,7 @@ def test_a_run_leaves_what_is_needed_to_understand_and_continue_it(tmp_path):
     result = train(cartpole(tmp_path / "run"))
     assert result.step == 400
     assert result.signal is None
-    names = [path.name for path in Checkpoints(tmp_path / "run").paths()]
+    names = Checkpoints.of(tmp_path / "run").names()
     assert names == ["step-000000000150", "step-000000000300", "step-000000000400"]
     assert load_config(tmp_path / "run").settings.exploration_steps == 20
     rows = pq.read_table(tmp_path / "run" / "metrics.parquet").to_pydict()
@@ -61,7 +61,7 @@ def test_a_resumed_run_goes_on_counting_and_keeps_its_rows(tmp_path):
     kept = len(before["step"])
     assert after["step"][:kept] == before["step"]
     assert after["episode"] == list(range(1, len(after["episode"]) + 1))
-    assert int(Checkpoints(tmp_path / "run").latest().state["steps"]) == 700
+    assert int(Checkpoints.of(tmp_path / "run").latest().state["steps"]) == 700
     with pytest.raises(UsageError, match="has finished its 700 steps"):
         resume(tmp_path / "run")
 
@@ -115,7 +115,7 @@ def test_bad_input_stops_the_run_after_a_checkpoint_of_the_last_good_state(tmp_p
     assert named in str(error.value)
     assert "step 120" in str(error.value)
     assert name in str(error.value)
-    checkpoint = Checkpoints(tmp_path / "run").latest()
+    checkpoint = Checkpoints.of(tmp_path / "run").latest()
     assert int(checkpoint.state["steps"]) == 119
     assert all(tensor.isfinite().all() for tensor in checkpoint.state.values())
 
@@ -138,7 +138,7 @@ def test_a_diverged_learner_fails_the_run_in_one_line_and_keeps_the_last_good_ch
         main(["train", "Pendulum-v1", "--steps", "400", "--checkpoint-every", "100", "--out", str(run)])
     assert stop.value.code == 1
     assert "diverged: 'actor.parameters' is not finite" in capsys.readouterr().err.splitlines()[-1]
-    assert Checkpoints(run).latest().meta["step"] == 200
+    assert Checkpoints.of(run).latest().meta["step"] == 200
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -160,7 +160,7 @@ def test_an_interrupted_run_saves_a_checkpoint_and_can_go_on(tmp_path, number, c
     assert process.returncode == code, errors
     assert f"go on:  streamwise resume {run}" in output
     assert "Traceback" not in errors
-    checkpoint = Checkpoints(run).latest()
+    checkpoint = Checkpoints.of(run).latest()
     reached = int(checkpoint.state["steps"])
     assert f"stopped at step {reached:,}" in output
     assert resume(run, steps=reached + 50).step == reached + 50
@@ -168,7 +168,8 @@ def test_an_interrupted_run_saves_a_checkpoint_and_can_go_on(tmp_path, number, c
 
 def test_evaluation_changes_nothing_and_repeats_itself(tmp_path):
     train(cartpole(tmp_path / "run"))
-    checkpoint = Checkpoints(tmp_path / "run").paths()[-1] / "state.safetensors"
+    newest = Checkpoints.of(tmp_path / "run").names()[-1]
+    checkpoint = tmp_path / "run" / "checkpoints" / newest / "state.safetensors"
     before = checkpoint.read_bytes()
     first = evaluate(tmp_path / "run", episodes=4)
     assert evaluate(tmp_path / "run", episodes=4) == first
