@@ -44,6 +44,7 @@ class Saver:
         checkpoints: Checkpoints,
         recorder: Recorder,
         *,
+        last_good_step: int | None = None,
         fail_at_once: bool = False,
         patience_seconds: float = 30.0,
     ) -> None:
@@ -51,7 +52,7 @@ class Saver:
         self.recorder = recorder
         self.fail_at_once = fail_at_once
         self.patience_seconds = patience_seconds
-        self.last_good_step: int | None = None
+        self.last_good_step = last_good_step
         self._durable: Position | None = None  # not yet handed out
         self._waiting: _Work | None = None
         self._closing = False

@@ -150,7 +150,12 @@ def _run(config: RunConfig[Any], source: Any, learner: Any, meta: dict[str, Any]
         recorder.resume(meta["recorder"])
         stream.seek(meta["position"])
         notes.append(_where_it_goes_on(stream, recorder))
-    saver = Saver(Checkpoints.of(config), recorder, fail_at_once=config.fail_on_save_error)
+    saver = Saver(
+        Checkpoints.of(config),
+        recorder,
+        last_good_step=None if meta is None else recorder.step,
+        fail_at_once=config.fail_on_save_error,
+    )
 
     def save_checkpoint(last: bool = False) -> None:
         state = learner.state_dict()
