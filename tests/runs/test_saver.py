@@ -1,4 +1,4 @@
-"""Checkpoints written in the background: nothing is lost when the storage fails, and the learning hardly waits."""
+"""Checkpoints written in the background: a storage that fails loses nothing."""
 
 from __future__ import annotations
 
@@ -74,13 +74,20 @@ def test_a_save_waits_for_nothing_and_the_newest_state_wins(tmp_path):
     assert saver.newly_durable() is None
 
 
+def close_with(saver, storage):
+    storage.gate.set()
+    saver.close()
+
+
 def test_a_storage_that_fails_for_a_while_is_tried_again_and_nothing_is_lost(tmp_path):
     storage = Flaky(tmp_path / "checkpoints", failures=3)
+    storage.gate.clear()  # the warnings come while the test listens
     recorder, saver = make(tmp_path, storage)
     recorder.metrics.waiting.append({"step": 1, "value": 2.0})
-    with pytest.warns(UserWarning, match=r"step 1 could not be written \(.*No space left.*trying again"):
-        saver.save({"x": torch.ones(1)}, meta_of(recorder, 1), last=True)
-        saver.close()
+    saver.save({"x": torch.ones(1)}, meta_of(recorder, 1), last=True)
+    warning = r"step 1 could not be written \(.*No space left.*trying again"
+    with pytest.warns(UserWarning, match=warning):
+        close_with(saver, storage)
     assert storage.attempts == 4
     assert Checkpoints(storage).latest().meta["step"] == 1
     assert pq.read_table(tmp_path / "run" / "metrics.parquet").to_pylist() == [{"step": 1, "value": 2.0}]
@@ -95,7 +102,7 @@ def test_a_storage_that_stays_broken_fails_the_run_at_its_end_and_keeps_the_last
     storage.failures = 10**9
     saver.save({"x": torch.zeros(1)}, meta_of(recorder, 2))
     started = time.monotonic()
-    with pytest.warns(UserWarning), pytest.raises(SaveError, match="the last good one is of step 1"):
+    with pytest.warns(UserWarning, match="trying again"), pytest.raises(SaveError, match="is of step 1"):
         saver.close()
     assert time.monotonic() - started < 5.0
     assert Checkpoints(storage).latest().meta["step"] == 1
@@ -113,19 +120,19 @@ def test_a_run_that_is_to_fail_at_once_does_so_at_its_next_save(tmp_path):
 
 def cartpole(tmp_path, name, **options):
     options = {"steps": 900, "checkpoint_every": 100, "agent": "stream-q", **options}
-    return RunConfig(
-        "CartPole-v1", StreamQConfig(hidden_size=16, exploration_steps=200), out=tmp_path / name, **options
-    )
+    settings = StreamQConfig(hidden_size=16, exploration_steps=200)
+    return RunConfig("CartPole-v1", settings, out=tmp_path / name, **options)
 
 
 def test_a_run_whose_checkpoints_go_to_a_url_resumes_from_there(tmp_path, monkeypatch):
     """A real pyarrow file system on loopback disk, whose network goes down now and then."""
     (tmp_path / "bucket").mkdir()
-    down = iter([False, True, True, *[False] * 5, True, *[False] * 100])
+    outage = {"writes": 2}
 
     class Network(RemoteStorage):
         def write(self, name, files):
-            if next(down):
+            if outage["writes"]:
+                outage["writes"] -= 1
                 raise OSError("When uploading: connection reset")
             super().write(name, files)
 
@@ -141,6 +148,7 @@ def test_a_run_whose_checkpoints_go_to_a_url_resumes_from_there(tmp_path, monkey
         train(config)
     assert not (tmp_path / "run" / "checkpoints").exists()
     assert (tmp_path / "bucket/experiments/one/step-000000000500/meta.json").is_file()
+    outage["writes"] = 1
     with pytest.warns(UserWarning, match="the last good one is of step 500"):
         assert resume(tmp_path / "run", steps=900).step == 900
     train(cartpole(tmp_path, "twin"))
