@@ -1,0 +1,110 @@
+"""Runs that are killed with SIGKILL again and again, and how to tell that nothing was lost. Used by the soak too."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+
+from streamwise.runs.checkpoint import Checkpoints
+
+_BY_THE_CLOCK = {"wall_time", "steps_per_second", "elapsed", "seconds"}
+
+_forkserver = multiprocessing.get_context("forkserver")  # a start costs a fork, not the imports
+_forkserver.set_forkserver_preload(["streamwise.runs.train", "streamwise.envs", "dm_control.suite", "shimmy", "ale_py"])
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run to kill."""
+
+    environment: str
+    agent: str
+    backend: str
+    steps: int
+    checkpoint_every: int
+
+    def __str__(self) -> str:
+        return f"{self.environment} {self.agent} {self.backend}"
+
+    def command(self, directory: Path) -> list[str]:
+        """The command that starts the run."""
+        flags = {
+            "agent": self.agent,
+            "backend": self.backend,
+            "steps": self.steps,
+            "checkpoint-every": self.checkpoint_every,
+            "seed": 5,
+            "out": directory,
+        }
+        return ["train", self.environment, *(f"--{name}={value}" for name, value in flags.items())]
+
+
+def _run(arguments: list[str], log: Path) -> None:
+    from streamwise.cli import main
+
+    os.environ["MUJOCO_GL"] = "disabled"
+    with log.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        main(arguments)
+
+
+def start(arguments: list[str], log: Path) -> Any:
+    """Run a command in a process of its own."""
+    process = _forkserver.Process(target=_run, args=(arguments, log), daemon=True)
+    process.start()
+    return process
+
+
+def finish(arguments: list[str], log: Path, timeout_seconds: float = 3_600.0) -> float:
+    """Run a command to its end; return the seconds it took. Raises AssertionError, with its output, if it fails."""
+    began = time.perf_counter()
+    process = start(arguments, log)
+    process.join(timeout_seconds)
+    assert process.exitcode == 0, log.read_text()[-2_000:]
+    return time.perf_counter() - began
+
+
+def kill_and_resume(case: Case, directory: Path, kills: int, seconds: float, seed: int) -> int:
+    """Run a case, killing it `kills` times at random moments, about evenly over `seconds`; return the kills made."""
+    draw = random.Random(seed)
+    log = directory.with_suffix(".log")
+    made = 0
+    while made < kills:
+        is_run = (directory / "config.toml").is_file()
+        process = start(["resume", str(directory)] if is_run else case.command(directory), log)
+        process.join(draw.uniform(0.0, 2.0 * seconds / kills))
+        if process.exitcode is not None:
+            assert process.exitcode == 0, log.read_text()[-2_000:]
+            return made
+        process.kill()
+        process.join()
+        made += 1
+    finish(["resume", str(directory)] if (directory / "config.toml").is_file() else case.command(directory), log)
+    return made
+
+
+def differences(found: Path, expected: Path) -> list[str]:
+    """Return in what two finished runs differ: tensors, statistics, environment, counters, rows."""
+    one, other = (Checkpoints.of(path).latest() for path in (found, expected))
+    differing = sorted(one.state.keys() ^ other.state.keys())
+    differing += [name for name in one.state.keys() & other.state.keys() if not torch.equal(one.state[name], other.state[name])]
+    metas = [_without_the_clock({**checkpoint.meta, "state_sha256": None}) for checkpoint in (one, other)]
+    differing += [f"meta.json: {name}" for name in metas[0] if metas[0][name] != metas[1].get(name)]
+    rows = [_without_the_clock(pq.read_table(path / "metrics.parquet").to_pylist()) for path in (found, expected)]
+    return differing + ([] if rows[0] == rows[1] else ["metrics.parquet"])
+
+
+def _without_the_clock(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_the_clock(item) for key, item in value.items() if key not in _BY_THE_CLOCK}
+    if isinstance(value, list):
+        return [_without_the_clock(item) for item in value]
+    return value

@@ -1,0 +1,49 @@
+"""A run that is killed at any instant and resumed ends exactly as one that never was."""
+
+from __future__ import annotations
+
+import pytest
+from killing import Case, differences, finish, kill_and_resume
+
+ENVIRONMENTS = {  # the steps of a short run and of a long one
+    "HalfCheetah-v5": (2_500, 60_000),
+    "dm_control/walker-walk-v0": (1_500, 60_000),
+    "CartPole-v1": (4_000, 60_000),
+    "MinAtar/Breakout-v1": (1_500, 60_000),
+    "ALE/Pong-v5": (300, 4_000),
+}
+PAIRS = [
+    (environment, agent)
+    for environment in ENVIRONMENTS
+    for agent in ("stream-ac", "stream-q")
+    if agent == "stream-ac" or not environment.startswith(("HalfCheetah", "dm_control"))
+]
+SHORT = [  # each environment, agent and back end at least once
+    ("HalfCheetah-v5", "stream-ac", "native"),
+    ("dm_control/walker-walk-v0", "stream-ac", "torch"),
+    ("CartPole-v1", "stream-q", "native"),
+    ("CartPole-v1", "stream-ac", "torch"),
+    ("MinAtar/Breakout-v1", "stream-q", "native"),
+    ("ALE/Pong-v5", "stream-q", "native"),
+]
+
+
+def check(case, tmp_path, kills):
+    seconds = finish(case.command(tmp_path / "never"), tmp_path / "never.log")
+    made = kill_and_resume(case, tmp_path / "killed", kills, seconds, seed=1)
+    assert made >= kills // 2
+    assert differences(tmp_path / "killed", tmp_path / "never") == []
+
+
+@pytest.mark.parametrize(("environment", "agent", "backend"), SHORT)
+def test_a_run_killed_three_times_ends_as_one_that_never_was(tmp_path, environment, agent, backend):
+    steps = ENVIRONMENTS[environment][0] // (3 if backend == "torch" else 1)
+    check(Case(environment, agent, backend, steps, max(steps // 30, 10)), tmp_path, kills=3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["native", "torch"])
+@pytest.mark.parametrize(("environment", "agent"), PAIRS)
+def test_a_run_killed_twenty_times_ends_as_one_that_never_was(tmp_path, environment, agent, backend):
+    steps = ENVIRONMENTS[environment][1]
+    check(Case(environment, agent, backend, steps, max(steps // 120, 10)), tmp_path, kills=20)
