@@ -1,4 +1,4 @@
-"""Runs that are killed with SIGKILL again and again, and how to tell that nothing was lost. Used by the soak too."""
+"""Runs that are killed with SIGKILL again and again, and how to tell that nothing was lost."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import random
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,9 @@ from streamwise.runs.checkpoint import Checkpoints
 _BY_THE_CLOCK = {"wall_time", "steps_per_second", "elapsed", "seconds"}
 
 _forkserver = multiprocessing.get_context("forkserver")  # a start costs a fork, not the imports
-_forkserver.set_forkserver_preload(["streamwise.runs.train", "streamwise.envs", "dm_control.suite", "shimmy", "ale_py"])
+_forkserver.set_forkserver_preload(
+    ["streamwise.runs.train", "streamwise.envs", "dm_control.suite", "shimmy", "ale_py"]
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def start(arguments: list[str], log: Path) -> Any:
 
 
 def finish(arguments: list[str], log: Path, timeout_seconds: float = 3_600.0) -> float:
-    """Run a command to its end; return the seconds it took. Raises AssertionError, with its output, if it fails."""
+    """Run a command to its end; return the seconds it took. Raises AssertionError if it fails."""
     began = time.perf_counter()
     process = start(arguments, log)
     process.join(timeout_seconds)
@@ -73,21 +76,24 @@ def finish(arguments: list[str], log: Path, timeout_seconds: float = 3_600.0) ->
 
 
 def kill_and_resume(case: Case, directory: Path, kills: int, seconds: float, seed: int) -> int:
-    """Run a case, killing it `kills` times at random moments, about evenly over `seconds`; return the kills made."""
+    """Run a case and kill it `kills` times, spread at random over `seconds`; return the kills made."""
     draw = random.Random(seed)
     log = directory.with_suffix(".log")
+    final = directory / "checkpoints" / f"step-{case.steps:012d}"
     made = 0
-    while made < kills:
+    while not final.is_dir():
         is_run = (directory / "config.toml").is_file()
-        process = start(["resume", str(directory)] if is_run else case.command(directory), log)
+        command = ["resume", str(directory)] if is_run else case.command(directory)
+        if made == kills:
+            finish(command, log)
+            break
+        process = start(command, log)
         process.join(draw.uniform(0.0, 2.0 * seconds / kills))
-        if process.exitcode is not None:
-            assert process.exitcode == 0, log.read_text()[-2_000:]
-            return made
-        process.kill()
+        if process.exitcode is None:
+            process.kill()
+            made += 1
         process.join()
-        made += 1
-    finish(["resume", str(directory)] if (directory / "config.toml").is_file() else case.command(directory), log)
+        assert process.exitcode in (0, -signal.SIGKILL), log.read_text()[-2_000:]
     return made
 
 
@@ -95,10 +101,15 @@ def differences(found: Path, expected: Path) -> list[str]:
     """Return in what two finished runs differ: tensors, statistics, environment, counters, rows."""
     one, other = (Checkpoints.of(path).latest() for path in (found, expected))
     differing = sorted(one.state.keys() ^ other.state.keys())
-    differing += [name for name in one.state.keys() & other.state.keys() if not torch.equal(one.state[name], other.state[name])]
+    differing += [
+        name
+        for name in one.state.keys() & other.state.keys()
+        if not torch.equal(one.state[name], other.state[name])
+    ]
     metas = [_without_the_clock({**checkpoint.meta, "state_sha256": None}) for checkpoint in (one, other)]
     differing += [f"meta.json: {name}" for name in metas[0] if metas[0][name] != metas[1].get(name)]
-    rows = [_without_the_clock(pq.read_table(path / "metrics.parquet").to_pylist()) for path in (found, expected)]
+    files = [path / "metrics.parquet" for path in (found, expected)]  # none if no episode has ended
+    rows = [_without_the_clock(pq.read_table(file).to_pylist()) if file.exists() else [] for file in files]
     return differing + ([] if rows[0] == rows[1] else ["metrics.parquet"])
 
 

@@ -7,8 +7,8 @@ from killing import Case, differences, finish, kill_and_resume
 
 ENVIRONMENTS = {  # the steps of a short run and of a long one
     "HalfCheetah-v5": (2_500, 60_000),
-    "dm_control/walker-walk-v0": (1_500, 60_000),
-    "CartPole-v1": (4_000, 60_000),
+    "dm_control/walker-walk-v0": (1_100, 60_000),
+    "CartPole-v1": (2_000, 60_000),
     "MinAtar/Breakout-v1": (1_500, 60_000),
     "ALE/Pong-v5": (300, 4_000),
 }
@@ -37,7 +37,7 @@ def check(case, tmp_path, kills):
 
 @pytest.mark.parametrize(("environment", "agent", "backend"), SHORT)
 def test_a_run_killed_three_times_ends_as_one_that_never_was(tmp_path, environment, agent, backend):
-    steps = ENVIRONMENTS[environment][0] // (3 if backend == "torch" else 1)
+    steps = ENVIRONMENTS[environment][0]
     check(Case(environment, agent, backend, steps, max(steps // 30, 10)), tmp_path, kills=3)
 
 
