@@ -157,10 +157,12 @@ def _run(config: RunConfig[Any], source: Any, learner: Any, meta: dict[str, Any]
         fail_at_once=config.fail_on_save_error,
     )
 
+    about = describe(learner)
+
     def save_checkpoint(last: bool = False) -> None:
         state = learner.state_dict()
         check_finite(state)
-        meta = {**describe(learner), "position": stream.position, "recorder": recorder.state()}
+        meta = {**about, "position": stream.position, "recorder": recorder.state()}
         saver.save(state, meta, last=last)
         durable = saver.newly_durable()
         if durable is not None:
