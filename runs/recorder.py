@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import deque
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from torch.utils.tensorboard import SummaryWriter
 
 from streamwise.agents import Metrics
+from streamwise.runs.tensorboard import EventFile
 from streamwise.streams import Transition
 
 __all__ = ["Recorder"]
@@ -40,16 +40,12 @@ class Recorder:
         self.recent_returns: deque[float] = deque(maxlen=RECENT_EPISODES)
         self.metrics = RowFile(directory / "metrics.parquet")
         self.predictions = RowFile(directory / "predictions.parquet")
+        self._tensorboard = EventFile(directory / "tensorboard")
         self._elapsed_before = 0.0
         self._started = time.perf_counter()
         self._abandoned_steps = 0
-        self._written_at = 0.0
+        self._written_at = -math.inf
         self._open_row()
-
-    @cached_property
-    def _tensorboard(self) -> SummaryWriter:
-        # What an earlier run of this directory wrote beyond the step that we go on from, is not shown.
-        return SummaryWriter(str(self.directory / "tensorboard"), purge_step=self.step or None, flush_secs=10)
 
     @property
     def elapsed(self) -> float:
@@ -125,9 +121,8 @@ class Recorder:
         if self.elapsed - self._written_at < _TENSORBOARD_INTERVAL_SECONDS:
             return
         self._written_at = self.elapsed
-        for name, value in row.items():
-            if name not in ("step", "wall_time", "episode"):
-                self._tensorboard.add_scalar(name, value, int(row["step"]))
+        shown = {name: value for name, value in row.items() if name not in ("step", "wall_time", "episode")}
+        self._tensorboard.add(int(row["step"]), shown)
 
     def state(self) -> dict[str, Any]:
         """Return what `resume` needs, as JSON; the rows are copied, so that it stays as it is."""
@@ -150,6 +145,7 @@ class Recorder:
     def resume(self, state: dict[str, Any]) -> None:
         """Go on from `state`: the rows on disk and those that were waiting are what they were then."""
         self.step, self.episodes = state["step"], state["episodes"]
+        self._tensorboard.purge_step = self.step + 1
         self.recent_returns.extend(state["recent_returns"])
         self._abandoned_steps = state["abandoned_steps"]
         self._elapsed_before, self._started = state["elapsed"], time.perf_counter()

@@ -122,7 +122,7 @@ class Saver:
         """Wait, and put the work back unless there is newer; False if it is given up."""
         good = self.last_good_step
         kept = "none was written before" if good is None else f"the last good one is of step {good:,}"
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
         message = f"the checkpoint of step {work.step:,} could not be written ({reason}); {kept}"
         with self._changed:
             out_of_time = time.monotonic() + pause > self._deadline
