@@ -55,7 +55,11 @@ def _run(arguments: list[str], log: Path) -> None:
     from streamwise.cli import main
 
     os.environ["MUJOCO_GL"] = "disabled"
-    with log.open("a", buffering=1) as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+    with (
+        log.open("a", buffering=1) as file,
+        contextlib.redirect_stdout(file),
+        contextlib.redirect_stderr(file),
+    ):
         main(arguments)
 
 
