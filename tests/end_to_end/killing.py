@@ -92,7 +92,7 @@ def kill_and_resume(case: Case, directory: Path, kills: int, seconds: float, see
             finish(command, log)
             break
         process = start(command, log)
-        process.join(draw.uniform(0.0, 2.0 * seconds / kills))
+        process.join(draw.uniform(0.0, 1.2 * seconds / kills))
         if process.exitcode is None:
             process.kill()
             made += 1
