@@ -5,7 +5,6 @@ template <class T>
 struct Activations {
   Array<T> input;
   Array<T> output[kMaxLayers];
-  Array<T> columns[kMaxLayers];  // convolution: the patches, [positions, channels_in * kernel * kernel]
   T deviation[kMaxLayers];       // layer_norm: 1 / sqrt(variance + eps)
   bool valid = false;
 };
@@ -40,12 +39,7 @@ class Network {
 
   void prepare(Activations<T>& a) const {
     a.input.allocate(inputs());
-    for (int64_t l = 0; l < count_; ++l) {
-      const LayerSpec& layer = layers_[l];
-      a.output[l].allocate(layer.outputs);
-      if (layer.kind == LayerKind::convolution)
-        a.columns[l].allocate(convolution_[l].columns_size());
-    }
+    for (int64_t l = 0; l < count_; ++l) a.output[l].allocate(layers_[l].outputs);
   }
 
   // Return the outputs for x, computing them only if `a` does not hold them already.
@@ -164,7 +158,7 @@ class Network {
         break;
       }
       case LayerKind::convolution:
-        convolution_[l].forward(parameters_ + offset_[l], x, a.columns[l].data, y);
+        convolution_[l].forward(parameters_ + offset_[l], x, y);
         break;
       case LayerKind::layer_norm: {
         const int64_t n = layer.inputs;
@@ -187,12 +181,9 @@ class Network {
         for (int64_t i = 0; i < layer.inputs; ++i) y[i] = x[i] > 0 ? x[i] : slope * x[i];
         break;
       }
-      case LayerKind::flatten: {  // [positions, channels] -> [channels, positions], as torch counts
-        const int64_t channels = layer.inputs / layer.positions;
-        for (int64_t p = 0; p < layer.positions; ++p)
-          for (int64_t c = 0; c < channels; ++c) y[c * layer.positions + p] = x[p * channels + c];
+      case LayerKind::flatten:  // grids are [channel, position], in torch's order
+        __builtin_memcpy(y, x, sizeof(T) * static_cast<size_t>(layer.inputs));
         break;
-      }
     }
   }
 
@@ -204,7 +195,7 @@ class Network {
         if (dx) affine_backward(parameters_ + offset_[l], dy, dx, layer.outputs, layer.inputs);
         break;
       case LayerKind::convolution:
-        convolution_[l].backward(parameters_ + offset_[l], dy, a.columns[l].data, dx);
+        convolution_[l].backward(parameters_ + offset_[l], x, dy, dx);
         break;
       case LayerKind::layer_norm: {
         const int64_t n = layer.inputs;
@@ -226,12 +217,9 @@ class Network {
         for (int64_t i = 0; i < layer.inputs; ++i) dx[i] = x[i] > 0 ? dy[i] : slope * dy[i];
         break;
       }
-      case LayerKind::flatten: {
-        const int64_t channels = layer.inputs / layer.positions;
-        for (int64_t p = 0; p < layer.positions; ++p)
-          for (int64_t c = 0; c < channels; ++c) dx[p * channels + c] = dy[c * layer.positions + p];
+      case LayerKind::flatten:
+        __builtin_memcpy(dx, dy, sizeof(T) * static_cast<size_t>(layer.inputs));
         break;
-      }
     }
   }
 

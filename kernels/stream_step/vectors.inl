@@ -37,6 +37,14 @@ static void zero(T* x, int64_t n) {
   for (int64_t i = 0; i < n; ++i) x[i] = T(0);
 }
 
+template <class T>
+static T sum(const T* x, int64_t n) {
+  T total = 0;
+#pragma omp simd reduction(+ : total)
+  for (int64_t i = 0; i < n; ++i) total += x[i];
+  return total;
+}
+
 // --- lanes: explicit vectors where the compiler's own code divides ---------------------------------------------
 //
 // A division and a square root per weight cost more than everything else in the adaptive rules. For float32 the
@@ -59,6 +67,11 @@ struct Lanes {
   static Vector estimate_inverse_root(Vector a) { return _mm512_rsqrt14_ps(a); }
   static Vector estimate_inverse(Vector a) { return _mm512_rcp14_ps(a); }
   static float sum(Vector a) { return _mm512_reduce_add_ps(a); }
+  static __m256 half(Vector a) { return _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1)); }
+  static __m128 sums(Vector a, Vector b, Vector c, Vector d) {  // of each
+    const __m256 halves = _mm256_hadd_ps(_mm256_hadd_ps(half(a), half(b)), _mm256_hadd_ps(half(c), half(d)));
+    return _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
+  }
   static __mmask16 first(int64_t n) { return __mmask16((1u << n) - 1u); }
   static Vector load_first(const float* x, int64_t n) { return _mm512_maskz_loadu_ps(first(n), x); }
   static void store_first(float* x, Vector v, int64_t n) { _mm512_mask_storeu_ps(x, first(n), v); }
@@ -82,6 +95,10 @@ struct Lanes {
     const __m128 half = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     const __m128 pair = _mm_add_ps(half, _mm_movehl_ps(half, half));
     return _mm_cvtss_f32(_mm_add_ss(pair, _mm_shuffle_ps(pair, pair, 1)));
+  }
+  static __m128 sums(Vector a, Vector b, Vector c, Vector d) {  // of each
+    const Vector halves = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+    return _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
   }
   static __m256i first(int64_t n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(int(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
@@ -112,3 +129,36 @@ static inline Vector inverse_root_plus(Vector x, Vector epsilon) {
   return Lanes::multiply(inverse, Lanes::negated(root_plus, inverse, Lanes::all(2.0f)));
 }
 #endif
+
+// --- wide: vectors of either precision, by the compiler's own types, for products of matrices -----------------
+
+#if defined(STREAMWISE_LANES)
+constexpr int64_t kVectorBytes = 4 * STREAMWISE_LANES;
+#else
+constexpr int64_t kVectorBytes = 16;
+#endif
+
+template <class T>
+struct Wide {
+  typedef T Vector __attribute__((vector_size(kVectorBytes)));
+  typedef T Unaligned __attribute__((vector_size(kVectorBytes), aligned(sizeof(T)), may_alias));
+  static constexpr int64_t kWidth = kVectorBytes / int64_t(sizeof(T));
+  static Vector load(const T* x) { return *reinterpret_cast<const Unaligned*>(x); }
+  static void store(T* x, Vector v) { *reinterpret_cast<Unaligned*>(x) = v; }
+  // to[i] = start + the sum of v[i], for kCount of them.
+  template <int kCount>
+  static void store_sums(T* to, const Vector* v, T start) {
+#if defined(STREAMWISE_LANES)
+    if constexpr (sizeof(T) == sizeof(float)) {
+      if constexpr (kCount == 4) _mm_storeu_ps(to, _mm_add_ps(_mm_set1_ps(start), Lanes::sums(v[0], v[1], v[2], v[3])));
+      else for (int i = 0; i < kCount; ++i) to[i] = start + Lanes::sum(v[i]);
+      return;
+    }
+#endif
+    for (int i = 0; i < kCount; ++i) {
+      T total = v[i][0];
+      for (int64_t l = 1; l < kWidth; ++l) total += v[i][l];
+      to[i] = start + total;
+    }
+  }
+};

@@ -233,8 +233,8 @@ def test_a_recorded_stream_replayed_through_both_stays_together(environment, nam
                 torch.testing.assert_close(found[key], expected[key], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
-def test_every_instruction_set_agrees_with_torch(instruction_set, monkeypatch):
+def use_instruction_set(instruction_set, monkeypatch):
+    """Make every native step of this test with it; skip the test where the processor lacks it."""
     widest = native_info().instruction_set
     if widest not in INSTRUCTION_SETS or INSTRUCTION_SETS.index(instruction_set) > INSTRUCTION_SETS.index(
         widest
@@ -243,6 +243,11 @@ def test_every_instruction_set_agrees_with_torch(instruction_set, monkeypatch):
     monkeypatch.setattr(
         "streamwise.agents.native.make_stream_step", lambda spec: make_stream_step(spec, instruction_set)
     )
+
+
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+def test_every_instruction_set_agrees_with_torch(instruction_set, monkeypatch):
+    use_instruction_set(instruction_set, monkeypatch)
     for space, actions, name in ((VECTOR, BOX, "stream-ac"), (GRID, DISCRETE, "stream-q")):
         for rule in RULES:
             for dtype in ("float32", "float64"):
@@ -251,6 +256,49 @@ def test_every_instruction_set_agrees_with_torch(instruction_set, monkeypatch):
                 )
                 samples = random_samples(np.random.default_rng(5), space, actions, 10)
                 assert_single_updates_agree(reference, native, samples, TOLERANCE[dtype])
+
+
+PICTURES = [  # layout, [channels, height, width], then (channels out, kernel, stride) of each convolution
+    pytest.param("channels-first", (1, 9, 9), [(1, 1, 1)], id="one-channel"),
+    pytest.param("channels-first", (3, 11, 7), [(17, 3, 2), (33, 2, 1)], id="odd-channels"),
+    pytest.param("channels-last", (33, 6, 7), [(17, 1, 1), (3, 1, 2)], id="one-by-one"),
+    pytest.param("channels-last", (3, 9, 12), [(4, 4, 1), (10, 3, 2)], id="channels-last"),
+    pytest.param("channels-first", (2, 5, 5), [(3, 5, 1)], id="kernel-as-large-as-the-grid"),
+    pytest.param("channels-first", (7, 13, 16), [(6, 2, 5), (5, 2, 3)], id="stride-beyond-the-kernel"),
+    # 195 and 1,122 patches of 64 numbers, which the engine gathers in pieces, and one of 9,600.
+    pytest.param("channels-first", (1, 20, 22), [(2, 8, 1), (3, 3, 2)], id="pieces-and-three"),
+    pytest.param("channels-first", (1, 40, 41), [(2, 8, 1), (3, 5, 3)], id="many-pieces"),
+    pytest.param("channels-first", (24, 20, 20), [(9, 20, 1)], id="large-patch"),
+]
+
+
+@pytest.mark.parametrize(("layout", "shape", "sizes"), PICTURES)
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+def test_convolutions_of_any_size_agree_with_torch(layout, shape, sizes, instruction_set, monkeypatch):
+    use_instruction_set(instruction_set, monkeypatch)
+    channels, height, width = shape
+    if layout == "channels-last":
+        shape = (height, width, channels)
+
+    def network(outputs):
+        layers = [ChannelsFirst()] if layout == "channels-last" else []
+        present = channels
+        for made, kernel, stride in sizes:
+            layers += [nn.Conv2d(present, made, kernel, stride), LayerNorm(), nn.LeakyReLU()]
+            present = made
+        features = nn.Sequential(*layers, nn.Flatten())
+        count = features(torch.zeros(1, *shape)).numel()
+        return nn.Sequential(*features, nn.Linear(count, outputs))
+
+    space = spaces.Box(-np.inf, np.inf, shape, np.float32)
+    # LayerNorm makes a weight's gradient a sum that all but cancels where a picture has few weights.
+    for dtype, tolerance in (("float32", 1e-4), ("float64", 1e-11)):
+        torch.manual_seed(0)
+        changes = {"step_size_rule": "obgd", "dtype": dtype}
+        reference, native = pair("stream-q", space, DISCRETE, network=network, **changes)
+        native.load_state_dict(reference.state_dict())
+        samples = random_samples(np.random.default_rng(12), space, DISCRETE, 8)
+        assert_single_updates_agree(reference, native, samples, tolerance)
 
 
 def test_an_instruction_set_that_cannot_run_here_is_refused():
