@@ -76,12 +76,12 @@ class NativeLearner : public Learner {
       T* other = now.data;  // what was next is now
       now.data = next.data;
       next.data = other;
+    } else if (state.episode_starts) {
+      samples.count_and_normalize(observation, kind, now.data, state);
     } else {
-      if (state.episode_starts) samples.count(observation, kind, state);
       samples.normalize(observation, kind, now.data, state);
     }
-    samples.count(next_observation, next_kind, state);
-    samples.normalize(next_observation, next_kind, next.data, state);
+    samples.count_and_normalize(next_observation, next_kind, next.data, state);
     samples.remember(next_observation, next_kind);
     reward = samples.scale_reward(raw_reward, !bootstraps(terminated, truncated), state);
     state.episode_starts = terminated || truncated;
