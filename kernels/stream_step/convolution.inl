@@ -119,7 +119,8 @@ class Convolution {
     });
     if (row_ > patch_) copy_rows(weights_delta, row_, gradient.data, patch_);
     T* bias = gradient.data + layer_.channels_out * patch_;
-    for (int64_t c = 0; c < layer_.channels_out; ++c) bias[c] = sum(dy + c * positions_, positions_);
+    for (int64_t c = 0; c < layer_.channels_out; ++c, dy += positions_)
+      bias[c] = sum_of<T>(positions_, [=](int64_t p) { return dy[p]; });
   }
 
   Array<T> gradient;  // weights [channels_out, patch], then biases

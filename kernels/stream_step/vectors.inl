@@ -37,14 +37,6 @@ static void zero(T* x, int64_t n) {
   for (int64_t i = 0; i < n; ++i) x[i] = T(0);
 }
 
-template <class T>
-static T sum(const T* x, int64_t n) {
-  T total = 0;
-#pragma omp simd reduction(+ : total)
-  for (int64_t i = 0; i < n; ++i) total += x[i];
-  return total;
-}
-
 // --- lanes: explicit vectors where the compiler's own code divides ---------------------------------------------
 //
 // A division and a square root per weight cost more than everything else in the adaptive rules. For float32 the
@@ -162,3 +154,20 @@ struct Wide {
     }
   }
 };
+
+// term(0) + ... + term(n - 1), as several sums side by side: each addition waits for the one before it.
+template <class T, class Term>
+static T sum_of(int64_t n, Term term) {
+  constexpr int64_t kSums = 4 * Wide<T>::kWidth;
+  T total = 0;
+  int64_t i = 0;
+  if (n >= kSums) {
+    T sums[kSums] = {};
+    for (; i + kSums <= n; i += kSums)
+#pragma omp simd
+      for (int64_t j = 0; j < kSums; ++j) sums[j] += term(i + j);
+    for (int64_t j = 0; j < kSums; ++j) total += sums[j];
+  }
+  for (; i < n; ++i) total += term(i);
+  return total;
+}
