@@ -28,13 +28,14 @@ static void multiply_rows(const T* a, const T* b, const T* start, T* c, int64_t 
       typename V::Vector sums[kHeight][kWidth] = {};
       for (int64_t k = 0; k < k_count; k += V::kWidth) {
         typename V::Vector bk[kWidth];
-        for (int j = 0; j < kWidth; ++j) bk[j] = V::load(bn + j * k_count + k);
+        for (int j = 0; j < kWidth; ++j) bk[j] = V::held(V::load(bn + j * k_count + k));
         for (int i = 0; i < kHeight; ++i) {
           const typename V::Vector ak = V::load(am + i * k_count + k);
           for (int j = 0; j < kWidth; ++j) sums[i][j] += ak * bk[j];
         }
       }
-      for (int i = 0; i < kHeight; ++i) V::template store_sums<kWidth>(c + (m + i) * c_stride + n, sums[i], start[m + i]);
+      for (int i = 0; i < kHeight; ++i)
+        V::template store_sums<kWidth>(c + (m + i) * c_stride + n, sums[i], start[m + i]);
     });
   });
 }
@@ -54,7 +55,7 @@ static void multiply(const T* a, int64_t row, int64_t column, const T* b, T* c, 
         T ak[kHeight];
         for (int i = 0; i < kHeight; ++i) ak[i] = am[i * row];
         for (int j = 0; j < kWidth; ++j) {
-          const typename V::Vector bn = V::load(bk + j * V::kWidth);
+          const typename V::Vector bn = V::held(V::load(bk + j * V::kWidth));
           for (int i = 0; i < kHeight; ++i) sums[i][j] += ak[i] * bn;
         }
       }
@@ -158,7 +159,7 @@ class Convolution {
     else visit(Count<0>());
   }
 
-  // Columns beyond the patch stay zero.
+  // Copy patches into the rows of columns_, where what lies beyond a patch stays zero.
   void gather(const T* __restrict x, int64_t first, int64_t count) {
     with_kernel([=](auto constant) {
       const int64_t kernel = constant.value ? constant.value : layer_.kernel;
@@ -171,6 +172,7 @@ class Convolution {
     });
   }
 
+  // Add each row of patch_delta_ to where its patch came from.
   void scatter(int64_t first, int64_t count, T* __restrict dx) const {
     with_kernel([=](auto constant) {
       const int64_t kernel = constant.value ? constant.value : layer_.kernel;
@@ -183,7 +185,7 @@ class Convolution {
     });
   }
 
-  // The grid as [channel, position].
+  // The input as [channel, position].
   const T* turned(const T* x) {
     if (!layer_.channels_last) return x;
     const int64_t positions = layer_.height * layer_.width;
@@ -206,10 +208,10 @@ class Convolution {
   }
 
   LayerSpec layer_{};
-  int64_t patch_ = 0, row_ = 0;  // numbers in a patch, and in a row of columns_: whole vectors
-  int64_t positions_ = 0, together_ = 0;
-  Array<T> columns_, patch_delta_;  // [together_, row_]
-  Array<T> weights_, weights_delta_;  // [channels_out, row_], only where rows need filling up
-  Array<T> turned_;
-  bool fresh_ = false;  // weights_ holds the present weights
+  int64_t patch_ = 0, row_ = 0;           // numbers in a patch, and those made up to whole vectors
+  int64_t positions_ = 0, together_ = 0;  // of the output, and those whose patches are gathered at a time
+  Array<T> columns_, patch_delta_;    // [together_ + 3, row_]
+  Array<T> weights_, weights_delta_;  // [channels_out, row_], only where a patch isn't whole vectors
+  Array<T> turned_;                   // the input, only where it is [position, channel]
+  bool fresh_ = false;                // weights_ holds the present weights
 };

@@ -12,7 +12,8 @@ static bool all_finite(const S* x, int64_t n) {
 }
 
 // out = x / sqrt(square).
-static void divide_by_roots(const float* __restrict x, const float* __restrict square, float* __restrict out, int64_t n) {
+static void divide_by_roots(const float* __restrict x, const float* __restrict square, float* __restrict out,
+                            int64_t n) {
   int64_t i = 0;
 #if defined(STREAMWISE_LANES)
   for (; i + Lanes::kWidth <= n; i += Lanes::kWidth)
@@ -108,7 +109,8 @@ class Samples {
     pass_through(x, out);
   }
 
-  // Of pixels, which are many and lie between 0 and 255: no division, and the root in float32.
+  // Of pixels, which are many and lie between 0 and 255, so that their variance fits float32: its root is taken there,
+  // and nothing is divided.
   void learn(const uint8_t* __restrict x, float* __restrict out, int64_t observations) {
     double *__restrict mean = mean_, *__restrict squares = squared_deviation_;
     const Variance variance(observations);
@@ -120,7 +122,8 @@ class Samples {
       for (int64_t i = 0; i < n; ++i) values[i] = float(x[first + i]);
 #pragma omp simd
       for (int64_t i = 0; i < n; ++i) {
-        const double value = double(values[i]), before = value - mean[first + i], now = mean[first + i] + before * share;
+        const double value = double(values[i]), before = value - mean[first + i];
+        const double now = mean[first + i] + before * share;
         const double square = squares[first + i] + before * (value - now);
         mean[first + i] = now;
         squares[first + i] = square;

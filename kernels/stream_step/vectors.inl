@@ -137,6 +137,14 @@ struct Wide {
   static constexpr int64_t kWidth = kVectorBytes / int64_t(sizeof(T));
   static Vector load(const T* x) { return *reinterpret_cast<const Unaligned*>(x); }
   static void store(T* x, Vector v) { *reinterpret_cast<Unaligned*>(x) = v; }
+  // v, to stay in a register: for AVX-512 GCC would load it again for each product, and with more loads than products
+  // the loads take longer. AVX2 has no registers to spare, and GCC knows.
+  static Vector held(Vector v) {
+#if defined(STREAMWISE_LANES) && STREAMWISE_LANES == 16
+    __asm__("" : "+v"(v));
+#endif
+    return v;
+  }
   // to[i] = start + the sum of v[i], for kCount of them.
   template <int kCount>
   static void store_sums(T* to, const Vector* v, T start) {

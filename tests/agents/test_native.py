@@ -191,9 +191,9 @@ def test_a_forward_pass_is_not_taken_for_that_of_another_observation(name, actio
     reference, native = pair(name, VECTOR, actions, dtype="float64", hidden_size=24)
     random = np.random.default_rng(13)
     newest = np.zeros(17)
-    for number, sample in enumerate(random_samples(random, VECTOR, actions, 60)):
-        if number % 3 == 0:  # an observation that is not the one before it
-            sample = sample._replace(observation=random.standard_normal(17))
+    for number, made in enumerate(random_samples(random, VECTOR, actions, 60)):
+        # Every third one does not begin where the one before it ended.
+        sample = made if number % 3 else made._replace(observation=random.standard_normal(17))
         for observation in (sample.next_observation, sample.observation, newest)[number % 2 :]:
             if name == "stream-td":
                 found, expected = (agent.predict_one(observation) for agent in (native, reference))
