@@ -14,16 +14,15 @@ constexpr int64_t kMaxLayers = 32;  // of one network; agents/native.py says the
 
 enum class LayerKind : int { linear, convolution, layer_norm, leaky_relu, flatten };
 
-// One layer. Grids are read as [position, channel] inside the engine; only the input of the first layer may be
-// [channel, position] (`channels_first`), as Atari frames are.
+// One layer. Grids are [channel, position], so that flatten has nothing to do; only the input of the first layer may be
+// [position, channel] (`channels_last`), as MinAtar's grids are.
 struct LayerSpec {
   LayerKind kind;
   int64_t inputs = 0, outputs = 0;                                // numbers going in and coming out
   int64_t channels_in = 0, height = 0, width = 0;                 // convolution
   int64_t channels_out = 0, kernel = 0, stride = 0;               // convolution
   int64_t height_out = 0, width_out = 0;                          // convolution
-  bool channels_first = false;                                    // convolution: how its input lies
-  int64_t positions = 1;                                          // flatten: of the grid that it reads
+  bool channels_last = false;                                     // convolution: how its input lies
   double slope = 0.0;                                             // leaky_relu
 };
 

@@ -50,17 +50,18 @@ class NativeLearner : public Learner {
 
   bool predict(const void* observation, InputKind kind, double& predicted) override {
     FlushDenormals flush;
-    const T* x = observe(observation, kind);
+    const T* x = observe(observation, kind, value_next);
     if (!x) return false;
     predicted = double(value.forward(x, value_next)[0]);
     return true;
   }
 
  protected:
-  // An observation to act on, normalized; null if it is not finite. Changes no state.
-  const T* observe(const void* observation, InputKind kind) {
+  // An observation to pass forward into `activations`, normalized; null if it is not finite. Changes no state.
+  const T* observe(const void* observation, InputKind kind, Activations<T>& activations) {
     if (!Samples::finite(observation, kind, samples.size)) return nullptr;
     if (samples.is_newest(observation, kind)) return next.data;
+    activations.valid = false;  // may be those of what was looked at before
     samples.normalize(observation, kind, looked_at.data, state);
     return looked_at.data;
   }
@@ -76,12 +77,13 @@ class NativeLearner : public Learner {
       T* other = now.data;  // what was next is now
       now.data = next.data;
       next.data = other;
+    } else if (state.episode_starts) {
+      samples.count_and_normalize(observation, kind, now.data, state);
     } else {
-      if (state.episode_starts) samples.count(observation, kind, state);
       samples.normalize(observation, kind, now.data, state);
     }
-    samples.count(next_observation, next_kind, state);
-    samples.normalize(next_observation, next_kind, next.data, state);
+    value_next.valid = false;  // it may be of `next` as it was
+    samples.count_and_normalize(next_observation, next_kind, next.data, state);
     samples.remember(next_observation, next_kind);
     reward = samples.scale_reward(raw_reward, !bootstraps(terminated, truncated), state);
     state.episode_starts = terminated || truncated;
@@ -154,7 +156,7 @@ class NativeAC final : public NativeLearner<T> {
 
   bool act(const void* observation, InputKind kind, bool explore, double* action) override {
     FlushDenormals flush;
-    const T* x = this->observe(observation, kind);
+    const T* x = this->observe(observation, kind, policy_now);
     if (!x) return false;
     const T* outputs = policy.forward(x, policy_now);
     const int64_t n = spec.actions;
@@ -275,7 +277,7 @@ class NativeQ final : public NativeLearner<T> {  // and SARSA
       state.next_action = -1;
       return true;
     }
-    const T* x = this->observe(observation, kind);
+    const T* x = this->observe(observation, kind, this->value_now);
     if (!x) return false;
     if (explore && uniform(state) < this->epsilon())
       action[0] = double(integer(state, spec.actions));

@@ -135,7 +135,7 @@ std::vector<LayerSpec> read_layers(const nb::list& described, int64_t inputs, in
   parameters = 0;
   int64_t current = inputs;
   int64_t positions = 1;  // of the grid that `current` numbers lie on
-  bool channels_first = true;
+  bool channels_last = false;
   for (size_t index = 0; index < described.size(); ++index) {
     nb::tuple entry;
     if (!nb::try_cast(described[index], entry, false)) refuse_layer(index, "is not a tuple");
@@ -154,9 +154,9 @@ std::vector<LayerSpec> read_layers(const nb::list& described, int64_t inputs, in
       if (number(1) != current) refuse_layer(index, "takes another number of inputs than come");
       if (positions != 1) refuse_layer(index, "a linear layer needs flatten before it");
       parameters += layer.outputs * (layer.inputs + 1);
-    } else if (kind == "channels_last") {  // the input is [position, channel] already: nothing to do
+    } else if (kind == "channels_last") {
       if (index != 0) refuse_layer(index, "channels_last is only for the input");
-      channels_first = false;
+      channels_last = true;
       continue;
     } else if (kind == "convolution") {
       layer.kind = LayerKind::convolution;
@@ -166,7 +166,7 @@ std::vector<LayerSpec> read_layers(const nb::list& described, int64_t inputs, in
         refuse_layer(index, "takes another grid than comes");
       if (layer.kernel > layer.height || layer.kernel > layer.width) refuse_layer(index, "its kernel is too large");
       if (!layers.empty() && positions != layer.height * layer.width) refuse_layer(index, "takes another grid than comes");
-      layer.channels_first = layers.empty() && channels_first;
+      layer.channels_last = layers.empty() && channels_last;
       layer.height_out = (layer.height - layer.kernel) / layer.stride + 1;
       layer.width_out = (layer.width - layer.kernel) / layer.stride + 1;
       positions = layer.height_out * layer.width_out;
@@ -179,7 +179,6 @@ std::vector<LayerSpec> read_layers(const nb::list& described, int64_t inputs, in
       layer.slope = layer_entry<double>(entry, 1, index);
     } else if (kind == "flatten") {
       layer.kind = LayerKind::flatten;
-      layer.positions = positions;
       positions = 1;
     } else {
       refuse_layer(index, "unknown kind '" + kind + "'");

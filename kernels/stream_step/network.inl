@@ -1,11 +1,11 @@
 // Networks: forward, backward straight into the traces, step-size rule, for one sample.
 
-// What one forward pass leaves behind for a backward pass, and for whoever asks for the same input again.
+// What one forward pass leaves behind for a backward pass, and for whoever asks for the same input again. The input is
+// not copied: whoever writes there afterwards says that this is no longer valid.
 template <class T>
 struct Activations {
-  Array<T> input;
+  const T* input = nullptr;
   Array<T> output[kMaxLayers];
-  Array<T> columns[kMaxLayers];  // convolution: the patches, [positions, channels_in * kernel * kernel]
   T deviation[kMaxLayers];       // layer_norm: 1 / sqrt(variance + eps)
   bool valid = false;
 };
@@ -52,23 +52,16 @@ class Network {
   int64_t inputs() const { return layers_[0].inputs; }
 
   void prepare(Activations<T>& a) const {
-    a.input.allocate(inputs());
-    for (int64_t l = 0; l < count_; ++l) {
-      const LayerSpec& layer = layers_[l];
-      a.output[l].allocate(layer.outputs);
-      if (layer.kind == LayerKind::convolution)
-        a.columns[l].allocate(convolution_[l].columns_size());
-    }
+    for (int64_t l = 0; l < count_; ++l) a.output[l].allocate(layers_[l].outputs);
   }
 
   // Return the outputs for x, computing them only if `a` does not hold them already.
   const T* forward(const T* x, Activations<T>& a) {
-    if (!(a.valid && __builtin_memcmp(a.input.data, x, sizeof(T) * static_cast<size_t>(inputs())) == 0)) {
-      __builtin_memcpy(a.input.data, x, sizeof(T) * static_cast<size_t>(inputs()));
-      const T* current = a.input.data;
+    if (!a.valid || a.input != x) {
+      a.input = x;
       for (int64_t l = 0; l < count_; ++l) {
-        forward_layer(l, current, a);
-        current = a.output[l].data;
+        forward_layer(l, x, a);
+        x = a.output[l].data;
       }
       a.valid = true;
     }
@@ -82,22 +75,20 @@ class Network {
       forward(x1, a1);
       return;
     }
-    const size_t bytes = sizeof(T) * static_cast<size_t>(inputs());
-    __builtin_memcpy(a0.input.data, x0, bytes);
-    __builtin_memcpy(a1.input.data, x1, bytes);
-    const T *current0 = a0.input.data, *current1 = a1.input.data;
+    a0.input = x0;
+    a1.input = x1;
     for (int64_t l = 0; l < count_; ++l) {
       const LayerSpec& layer = layers_[l];
       if (layer.kind == LayerKind::linear) {
         const T* weight = parameters_ + offset_[l];
-        affine_pair(weight, weight + layer.outputs * layer.inputs, current0, current1, a0.output[l].data,
+        affine_pair(weight, weight + layer.outputs * layer.inputs, x0, x1, a0.output[l].data,
                     a1.output[l].data, layer.outputs, layer.inputs);
       } else {
-        forward_layer(l, current0, a0);
-        forward_layer(l, current1, a1);
+        forward_layer(l, x0, a0);
+        forward_layer(l, x1, a1);
       }
-      current0 = a0.output[l].data;
-      current1 = a1.output[l].data;
+      x0 = a0.output[l].data;
+      x1 = a1.output[l].data;
     }
     a0.valid = a1.valid = true;
   }
@@ -106,7 +97,7 @@ class Network {
   void backward(const T* output_delta, const Activations<T>& a) {
     __builtin_memcpy(delta_[count_ - 1].data, output_delta, sizeof(T) * static_cast<size_t>(outputs()));
     for (int64_t l = count_ - 1; l >= 0; --l)
-      backward_layer(l, l > 0 ? a.output[l - 1].data : a.input.data, l > 0 ? delta_[l - 1].data : nullptr, a);
+      backward_layer(l, l > 0 ? a.output[l - 1].data : a.input, l > 0 ? delta_[l - 1].data : nullptr, a);
   }
 
   // z <- decay z + gradient, then w <- w + step td_error z by the step-size rule. Returns the step.
@@ -175,18 +166,13 @@ class Network {
         break;
       }
       case LayerKind::convolution:
-        convolution_[l].forward(parameters_ + offset_[l], x, a.columns[l].data, y);
+        convolution_[l].forward(parameters_ + offset_[l], x, y);
         break;
       case LayerKind::layer_norm: {
         const int64_t n = layer.inputs;
-        T sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t i = 0; i < n; ++i) sum += x[i];
-        const T mean = sum / T(n);
-        T squares = 0;
-#pragma omp simd reduction(+ : squares)
-        for (int64_t i = 0; i < n; ++i) squares += (x[i] - mean) * (x[i] - mean);
-        const T inverse = T(1) / root(squares / T(n) + T(1e-5));
+        const T mean = sum_of<T>(n, [=](int64_t i) { return x[i]; }) / T(n);
+        const T variance = sum_of<T>(n, [=](int64_t i) { return (x[i] - mean) * (x[i] - mean); }) / T(n);
+        const T inverse = T(1) / root(variance + T(1e-5));
 #pragma omp simd
         for (int64_t i = 0; i < n; ++i) y[i] = (x[i] - mean) * inverse;
         a.deviation[l] = inverse;
@@ -198,12 +184,9 @@ class Network {
         for (int64_t i = 0; i < layer.inputs; ++i) y[i] = x[i] > 0 ? x[i] : slope * x[i];
         break;
       }
-      case LayerKind::flatten: {  // [positions, channels] -> [channels, positions], as torch counts
-        const int64_t channels = layer.inputs / layer.positions;
-        for (int64_t p = 0; p < layer.positions; ++p)
-          for (int64_t c = 0; c < channels; ++c) y[c * layer.positions + p] = x[p * channels + c];
+      case LayerKind::flatten:  // grids are [channel, position], in torch's order
+        __builtin_memcpy(y, x, sizeof(T) * static_cast<size_t>(layer.inputs));
         break;
-      }
     }
   }
 
@@ -215,18 +198,13 @@ class Network {
         if (dx) affine_backward(parameters_ + offset_[l], dy, dx, layer.outputs, layer.inputs);
         break;
       case LayerKind::convolution:
-        convolution_[l].backward(parameters_ + offset_[l], dy, a.columns[l].data, dx);
+        convolution_[l].backward(parameters_ + offset_[l], x, dy, dx);
         break;
       case LayerKind::layer_norm: {
         const int64_t n = layer.inputs;
         const T* y = a.output[l].data;
-        T sum = 0, along = 0;
-#pragma omp simd reduction(+ : sum, along)
-        for (int64_t i = 0; i < n; ++i) {
-          sum += dy[i];
-          along += dy[i] * y[i];
-        }
-        const T mean = sum / T(n), slope = along / T(n), inverse = a.deviation[l];
+        const T mean = sum_of<T>(n, [=](int64_t i) { return dy[i]; }) / T(n);
+        const T slope = sum_of<T>(n, [=](int64_t i) { return dy[i] * y[i]; }) / T(n), inverse = a.deviation[l];
 #pragma omp simd
         for (int64_t i = 0; i < n; ++i) dx[i] = inverse * (dy[i] - mean - y[i] * slope);
         break;
@@ -237,12 +215,9 @@ class Network {
         for (int64_t i = 0; i < layer.inputs; ++i) dx[i] = x[i] > 0 ? dy[i] : slope * dy[i];
         break;
       }
-      case LayerKind::flatten: {
-        const int64_t channels = layer.inputs / layer.positions;
-        for (int64_t p = 0; p < layer.positions; ++p)
-          for (int64_t c = 0; c < channels; ++c) dx[p * channels + c] = dy[c * layer.positions + p];
+      case LayerKind::flatten:
+        __builtin_memcpy(dx, dy, sizeof(T) * static_cast<size_t>(layer.inputs));
         break;
-      }
     }
   }
 
@@ -266,7 +241,7 @@ class Network {
     };
     for (int64_t l = 0; l < count_; ++l) {
       const LayerSpec& layer = layers_[l];
-      const T* x = l > 0 ? a.output[l - 1].data : a.input.data;
+      const T* x = l > 0 ? a.output[l - 1].data : a.input;
       if (layer.kind == LayerKind::linear) {
         at(offset_[l], x, delta_[l].data, layer.outputs, layer.inputs);
         at(offset_[l] + layer.outputs * layer.inputs, delta_[l].data, nullptr, 1, layer.outputs);

@@ -161,3 +161,61 @@ static inline Vector inverse_root_plus(Vector x, Vector epsilon) {
   return Lanes::multiply(inverse, Lanes::negated(root_plus, inverse, Lanes::all(2.0f)));
 }
 #endif
+
+// --- wide: vectors of either precision, by the compiler's own types, for products of matrices -----------------
+
+#if defined(STREAMWISE_LANES)
+constexpr int64_t kVectorBytes = 4 * STREAMWISE_LANES;
+#else
+constexpr int64_t kVectorBytes = 16;
+#endif
+
+template <class T>
+struct Wide {
+  typedef T Vector __attribute__((vector_size(kVectorBytes)));
+  typedef T Unaligned __attribute__((vector_size(kVectorBytes), aligned(sizeof(T)), may_alias));
+  static constexpr int64_t kWidth = kVectorBytes / int64_t(sizeof(T));
+  static Vector load(const T* x) { return *reinterpret_cast<const Unaligned*>(x); }
+  static void store(T* x, Vector v) { *reinterpret_cast<Unaligned*>(x) = v; }
+  // v, to stay in a register: for AVX-512 GCC would load it again for each product, and with more loads than products
+  // the loads take longer. AVX2 has no registers to spare, and GCC knows.
+  static Vector held(Vector v) {
+#if defined(STREAMWISE_LANES) && STREAMWISE_LANES == 16
+    __asm__("" : "+v"(v));
+#endif
+    return v;
+  }
+  // to[i] = start + the sum of v[i], for kCount of them.
+  template <int kCount>
+  static void store_sums(T* to, const Vector* v, T start) {
+#if defined(STREAMWISE_LANES)
+    if constexpr (sizeof(T) == sizeof(float)) {
+      if constexpr (kCount == 4) _mm_storeu_ps(to, _mm_add_ps(_mm_set1_ps(start), Lanes::sums(v[0], v[1], v[2], v[3])));
+      else for (int i = 0; i < kCount; ++i) to[i] = start + Lanes::sum(v[i]);
+      return;
+    }
+#endif
+    for (int i = 0; i < kCount; ++i) {
+      T total = v[i][0];
+      for (int64_t l = 1; l < kWidth; ++l) total += v[i][l];
+      to[i] = start + total;
+    }
+  }
+};
+
+// term(0) + ... + term(n - 1), as several sums side by side: each addition waits for the one before it.
+template <class T, class Term>
+static T sum_of(int64_t n, Term term) {
+  constexpr int64_t kSums = 4 * Wide<T>::kWidth;
+  T total = 0;
+  int64_t i = 0;
+  if (n >= kSums) {
+    T sums[kSums] = {};
+    for (; i + kSums <= n; i += kSums)
+#pragma omp simd
+      for (int64_t j = 0; j < kSums; ++j) sums[j] += term(i + j);
+    for (int64_t j = 0; j < kSums; ++j) total += sums[j];
+  }
+  for (; i < n; ++i) total += term(i);
+  return total;
+}

@@ -190,6 +190,42 @@ def test_the_same_state_acts_the_same(name, actions):
         native.load_state_dict(reference.state_dict())
 
 
+@pytest.mark.parametrize(("name", "actions"), LEARNERS)
+def test_a_forward_pass_is_not_taken_for_that_of_another_observation(name, actions):
+    """The engine keeps the last one for its observation's update, but not the observation."""
+    reference, native = pair(name, VECTOR, actions, dtype="float64", hidden_size=24)
+    random = np.random.default_rng(13)
+    newest = np.zeros(17)
+    for number, made in enumerate(random_samples(random, VECTOR, actions, 60)):
+        # Every third one does not begin where the one before it ended.
+        sample = made if number % 3 else made._replace(observation=random.standard_normal(17))
+        for observation in (sample.next_observation, sample.observation, newest)[number % 2 :]:
+            if name == "stream-td":
+                found, expected = (agent.predict_one(observation) for agent in (native, reference))
+            else:
+                found, expected = (agent.act(observation, explore=False) for agent in (native, reference))
+            np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+        reference.learn_one(sample)
+        native.learn_one(sample)
+        newest = sample.next_observation
+        assert_same_state(native, reference, 1e-6)
+
+
+@pytest.mark.parametrize("name", ["stream-ac", "stream-q", "stream-sarsa"])
+@pytest.mark.parametrize("space", [VECTOR, GRID, FRAMES], ids=["vector", "grid", "frames"])
+def test_what_the_engine_keeps_changes_no_bit(space, name):
+    """A resumed learner computes anew what the other still has: the newest observation, normalized."""
+    keeps, forgets = (pair(name, space, DISCRETE, hidden_size=24)[1] for _ in range(2))
+    for sample in random_samples(np.random.default_rng(14), space, DISCRETE, 20):
+        forgets.load_state_dict(forgets.state_dict())
+        assert forgets.act(sample.observation) == keeps.act(sample.observation)
+        forgets.load_state_dict(forgets.state_dict())
+        forgets.learn_one(sample)
+        keeps.learn_one(sample)
+    expected = keeps.state_dict()
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in forgets.state_dict().items())
+
+
 REAL = [
     pytest.param("HalfCheetah-v5", "stream-ac", {}, id="HalfCheetah"),
     pytest.param("CartPole-v1", "stream-q", {"hidden_size": 32, "exploration_steps": 500}, id="CartPole"),
@@ -238,8 +274,8 @@ def test_a_recorded_stream_replayed_through_both_stays_together(environment, nam
                 torch.testing.assert_close(found[key], expected[key], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
-def test_every_instruction_set_agrees_with_torch(instruction_set, monkeypatch):
+def use_instruction_set(instruction_set, monkeypatch):
+    """Make every native step of this test with it; skip the test where the processor lacks it."""
     widest = native_info().instruction_set
     if widest not in INSTRUCTION_SETS or INSTRUCTION_SETS.index(instruction_set) > INSTRUCTION_SETS.index(
         widest
@@ -248,6 +284,11 @@ def test_every_instruction_set_agrees_with_torch(instruction_set, monkeypatch):
     monkeypatch.setattr(
         "streamwise.agents.native.make_stream_step", lambda spec: make_stream_step(spec, instruction_set)
     )
+
+
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+def test_every_instruction_set_agrees_with_torch(instruction_set, monkeypatch):
+    use_instruction_set(instruction_set, monkeypatch)
     for space, actions, name in ((VECTOR, BOX, "stream-ac"), (GRID, DISCRETE, "stream-q")):
         for rule in RULES:
             for dtype in ("float32", "float64"):
@@ -257,6 +298,48 @@ def test_every_instruction_set_agrees_with_torch(instruction_set, monkeypatch):
                 samples = random_samples(np.random.default_rng(5), space, actions, 12)
                 usual, first = TOLERANCE[dtype], FIRST_TOLERANCE.get((rule, dtype))
                 assert_single_updates_agree(reference, native, samples, usual, first_tolerance=first)
+
+
+PICTURES = [  # layout, [channels, height, width], then (channels out, kernel, stride) of each convolution
+    pytest.param("channels-first", (1, 9, 9), [(1, 1, 1)], id="one-channel"),
+    pytest.param("channels-first", (3, 11, 7), [(17, 3, 2), (33, 2, 1)], id="odd-channels"),
+    pytest.param("channels-last", (33, 6, 7), [(17, 1, 1), (3, 1, 2)], id="one-by-one"),
+    pytest.param("channels-last", (3, 9, 12), [(4, 4, 1), (10, 3, 2)], id="channels-last"),
+    pytest.param("channels-first", (2, 5, 5), [(3, 5, 1)], id="kernel-as-large-as-the-grid"),
+    pytest.param("channels-first", (7, 13, 16), [(6, 2, 5), (5, 2, 3)], id="stride-beyond-the-kernel"),
+    # 195 and 1,122 patches of 64 numbers, which the engine gathers in pieces, and one of 9,600.
+    pytest.param("channels-first", (1, 20, 22), [(2, 8, 1), (3, 3, 2)], id="pieces-and-three"),
+    pytest.param("channels-first", (1, 40, 41), [(2, 8, 1), (3, 5, 3)], id="many-pieces"),
+    pytest.param("channels-first", (24, 20, 20), [(9, 20, 1)], id="large-patch"),
+]
+
+
+@pytest.mark.parametrize(("layout", "shape", "sizes"), PICTURES)
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+def test_convolutions_of_any_size_agree_with_torch(layout, shape, sizes, instruction_set, monkeypatch):
+    use_instruction_set(instruction_set, monkeypatch)
+    channels, height, width = shape
+    if layout == "channels-last":
+        shape = (height, width, channels)
+
+    def network(outputs):
+        layers = [ChannelsFirst()] if layout == "channels-last" else []
+        present = channels
+        for made, kernel, stride in sizes:
+            layers += [nn.Conv2d(present, made, kernel, stride), nn.LeakyReLU()]
+            present = made
+        features = nn.Sequential(*layers, nn.Flatten())
+        count = features(torch.zeros(1, *shape)).numel()
+        return nn.Sequential(*features, nn.Linear(count, outputs))
+
+    space = spaces.Box(-np.inf, np.inf, shape, np.float32)
+    for dtype, tolerance in TOLERANCE.items():
+        torch.manual_seed(0)
+        changes = {"step_size_rule": "obgd", "dtype": dtype}
+        reference, native = pair("stream-q", space, DISCRETE, network=network, **changes)
+        native.load_state_dict(reference.state_dict())
+        samples = random_samples(np.random.default_rng(12), space, DISCRETE, 8)
+        assert_single_updates_agree(reference, native, samples, tolerance)
 
 
 def test_an_instruction_set_that_cannot_run_here_is_refused():
