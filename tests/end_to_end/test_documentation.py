@@ -14,19 +14,18 @@ from streamwise.runs.config import preset_names
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCKS = [
-    pytest.param(block, id=f"{page.name}-{number}")
+PROGRAMS = {  # the Python blocks of a page, in order: a later one goes on from those before it
+    page.name: "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
     for page in PAGES
     if page.name != "CONTRIBUTING.md"
-    for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
-]
+}
 
 
-@pytest.mark.parametrize("block", BLOCKS)
-def test_python_blocks_run(block, tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", [name for name, program in PROGRAMS.items() if program])
+def test_python_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("block.py").write_text(block.replace("20_000", "200"))
-    runpy.run_path("block.py")
+    Path("page.py").write_text(PROGRAMS[page].replace("20_000", "200"))
+    runpy.run_path("page.py")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
