@@ -387,7 +387,14 @@ def _make_atari(spec: EnvSpec, name: str, episodic_life: bool, kwargs: dict[str,
         if option in kwargs:
             raise UsageError(f"{option} cannot be set for {name}: agents get four grey frames of 84 x 84.")
     max_episode_steps = kwargs.pop("max_episode_steps", None)
-    env = _create(spec, name, {**kwargs, "frameskip": 1})
+    stickiness = kwargs.pop("repeat_action_probability", spec.kwargs.get("repeat_action_probability", 0.25))
+    env = _create(spec, name, {**kwargs, "frameskip": 1, "repeat_action_probability": 0.0})
+    # The emulator can repeat actions by itself, with the same probability at each frame. But its saved state
+    # lacks the action that it would repeat, so that no snapshot could go on from there.
+    try:
+        env = gymnasium.wrappers.StickyAction(env, stickiness) if stickiness else env
+    except (gymnasium.error.InvalidProbability, TypeError) as error:
+        raise UsageError(f"{name} cannot be made: {_one_line(error)}.") from error
     env = gymnasium.wrappers.AtariPreprocessing(env)
     if max_episode_steps is not None:
         # Here it counts the agent's steps, and a lost life does not set it back.

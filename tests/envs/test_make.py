@@ -167,6 +167,7 @@ def test_missing_minatar_says_what_to_install(monkeypatch):
         ("CartPole-v1", {"gravity_of_jupiter": 1}, "gravity_of_jupiter"),
         ("Pendulum-v1", {"episodic_life": True}, "Atari"),
         ("ALE/Pong-v5", {"frameskip": 2}, "frameskip"),
+        ("ALE/Pong-v5", {"repeat_action_probability": 1.5}, "repeat_action_probability"),
         ("ALE/Pong-v5", {"time_feature": True}, "flat"),
         ("dm_control/lqr-lqr_2_1-v0", {"time_feature": True}, "max_episode_steps"),
     ],
@@ -380,6 +381,30 @@ def test_fire_is_pressed_at_a_reset_so_a_policy_of_no_ops_loses_its_lives():
     for _ in range(200):
         *_, info = env.step(0)
     assert info["lives"] < 5
+
+
+def test_atari_actions_stick_as_often_as_asked_for_and_not_by_the_emulator():
+    for name, options, expected in (
+        ("ALE/Pong-v5", {}, 0.25),
+        ("ALE/Pong-v5", {"repeat_action_probability": 0.5}, 0.5),
+        ("PongNoFrameskip-v4", {}, None),
+    ):
+        env = make(name, **options)
+        sticky = env.has_wrapper_attr("repeat_action_probability")
+        assert (env.get_wrapper_attr("repeat_action_probability") if sticky else None) == expected
+        assert env.unwrapped.ale.getFloat("repeat_action_probability") == 0.0  # type: ignore[attr-defined]
+
+
+def test_an_action_sticks_to_a_frame_with_the_probability_asked_for():
+    env: Any = make("ALE/Pong-v5", seed=0)
+    while not isinstance(env, gymnasium.wrappers.StickyAction):
+        env = env.env
+    env.reset()
+    stuck = 0
+    for frame in range(2000):
+        env.step(frame % 6)
+        stuck += env.last_action != frame % 6
+    assert abs(stuck / 2000 - 0.25) < 0.04  # four standard errors
 
 
 def test_a_game_without_fire_starts_without_it():
