@@ -24,6 +24,8 @@ from streamwise.streams import Action, NonFiniteSampleError, Position, Transitio
 
 __all__ = ["EnvironmentStream"]
 
+_new_tuple: Callable[..., Transition] = tuple.__new__
+
 
 class EnvironmentStream:
     """Steps `env` with the actions of `act`, for ever; a new episode starts where one ends.
@@ -107,8 +109,10 @@ class EnvironmentStream:
             self._observation = None if over else next_observation
             self._episode += over
             self._step += 1
-            yield Transition(
-                observation, action, float(reward), next_observation, bool(terminated), bool(truncated)
+            # Past the constructor that NamedTuple writes in Python.
+            yield _new_tuple(
+                Transition,
+                (observation, action, float(reward), next_observation, bool(terminated), bool(truncated)),
             )
 
     def seek(self, position: Position) -> None:
@@ -187,7 +191,12 @@ def _action_check(space: spaces.Space[Any]) -> Callable[[Action, int], Any]:
 
         def check_array(action: Action, step: int) -> NDArray[Any]:
             taken = np.array(action)
-            if taken.shape == shape and taken.dtype.kind == "f" and math.isfinite(np.vdot(taken, taken)):
+            # Python's own sum: between two steps of a simulator NumPy's code is seldom in the fast caches.
+            if (
+                taken.shape == shape
+                and taken.dtype.kind == "f"
+                and math.isfinite(sum(taken.ravel().tolist()))
+            ):
                 return taken  # nearly always, and all the rest is slower
             if taken.shape != shape:
                 raise ValueError(f"step {step}: the action has shape {taken.shape}, not {shape}.")

@@ -67,8 +67,8 @@ class Recorder:
         self._return += transition.reward
         sums = self._sums
         if sums:
-            for name in sums:
-                sums[name] += metrics[name]
+            for name, value in metrics.items():
+                sums[name] += value
         else:
             sums.update(metrics)
         if self.is_series:

@@ -350,7 +350,10 @@ def test_state_that_is_no_plain_value_is_refused_with_the_attribute_that_holds_i
     assert "memory holds an array of object" in str(why_not(env))
 
 
-@pytest.mark.parametrize("game", ["Qbert", "Tetris", "Pitfall2", "MiniatureGolf", "Amidar", "Koolaid"])
+@pytest.mark.parametrize(
+    "game",
+    ["Qbert", "Tetris", "Pitfall2", "MiniatureGolf", "Amidar", "Koolaid", "TicTacToe3D", "YarsRevenge"],
+)
 def test_a_game_that_the_emulator_does_not_save_whole_is_refused(game):
     assert "the emulator does not save all of its state" in str(why_not(make(f"ALE/{game}-v5")))
 
