@@ -88,15 +88,25 @@ def random_samples(random, space, actions, count):
         observation = observe() if end < 0.2 else following
 
 
-def assert_single_updates_agree(reference, native, samples, tolerance, *, first_tolerance=None):
-    """first_tolerance: of the first ten updates."""
+def assert_single_updates_agree(reference, native, samples, tolerance, *, first_tolerance=None, exact=None):
+    """first_tolerance: of the first ten updates. exact: the reference in float64, which decides where float32
+    leaves two answers: where LeakyReLU bends, a number within rounding of zero may fall on either side.
+    """
     usual = tolerance
     for count, sample in enumerate(samples):
         tolerance = first_tolerance if first_tolerance and count < 10 else usual
-        native.load_state_dict(reference.state_dict())
+        before = reference.state_dict()
+        native.load_state_dict(before)
         expected, found = reference.learn_one(sample), native.learn_one(sample)
         assert list(found) == list(expected)
-        assert_same_state(native, reference, tolerance)
+        try:
+            assert_same_state(native, reference, tolerance)
+        except AssertionError:
+            if exact is None:
+                raise
+            exact.load_state_dict({k: v.double() if v.is_floating_point() else v for k, v in before.items()})
+            exact.learn_one(sample)
+            assert_same_state(native, exact, tolerance)
         for name, value in expected.items():
             assert found[name] == pytest.approx(value, rel=20 * tolerance, abs=20 * tolerance), name
 
@@ -257,7 +267,9 @@ def test_updates_agree_along_real_runs(environment, name, settings, rule, dtype)
 @pytest.mark.parametrize("rule", RULES)
 def test_updates_agree_at_ten_thousand_states_of_real_runs(environment, name, settings, rule, dtype):
     reference, native, samples = real_run(environment, name, 10_000, rule, dtype, settings)
-    assert_single_updates_agree(reference, native, samples, TOLERANCE[dtype])
+    observations, actions = reference.observation_space, reference.action_space
+    exact = pair(name, observations, actions, step_size_rule=rule, dtype="float64", **settings)[0]
+    assert_single_updates_agree(reference, native, samples, TOLERANCE[dtype], exact)
 
 
 @pytest.mark.parametrize(("environment", "name", "settings"), REAL)
