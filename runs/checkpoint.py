@@ -137,9 +137,13 @@ class Checkpoints:
         name = f"step-{step:012d}"
         write_checkpoint(self.storage, name, state, {**meta, "step": step})
         for old in self.names()[: -self.keep]:
-            if self.keep_every is None or _step_of(old) % self.keep_every:
+            if not self.keeps_for_ever(_step_of(old)):
                 self.storage.remove(old)
         return name
+
+    def keeps_for_ever(self, step: int) -> bool:
+        """Whether the checkpoint of this step is never removed."""
+        return self.keep_every is not None and step % self.keep_every == 0
 
     def names(self) -> list[str]:
         """Return the checkpoints present, oldest first."""

@@ -34,9 +34,9 @@ class _Work:
 class Saver:
     """A thread that writes one checkpoint at a time; a newer one replaces one that still waits.
 
-    Rows go to disk before the checkpoint that no longer holds them. A failed write is tried again, after
-    pauses that grow from half a second to a minute, with the newest state there is by then; the run learns on
-    meanwhile. fail_at_once: raise at the next `save` instead. patience_seconds: how long `close` tries.
+    Only one that is to be kept for ever is waited for. Rows go to disk before the checkpoint that no longer
+    holds them. A failed write is tried again, after pauses that grow from half a second to a minute, with the
+    newest state there is by then; the run learns on meanwhile. fail_at_once: raise at the next `save` instead. patience_seconds: how long `close` tries.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Saver:
         self.last_good_step = last_good_step
         self._durable: Position | None = None  # not yet handed out
         self._waiting: _Work | None = None
-        self._closing = False
+        self._closing = self._failing = False
         self._error: Exception | None = None
         self._deadline = float("inf")
         self._changed = threading.Condition()
@@ -70,6 +70,8 @@ class Saver:
         work = _Work(meta["recorder"]["step"], state, meta, rows_at_once=last)
         with self._changed:
             self._raise_error()
+            if self._waiting is not None and self.checkpoints.keeps_for_ever(self._waiting.step):
+                self._changed.wait_for(lambda: self._waiting is None or self._failing)
             self._waiting = work
             self._changed.notify_all()
 
@@ -99,6 +101,7 @@ class Saver:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting is not None or self._closing)
                 work, self._waiting = self._waiting, None
+                self._changed.notify_all()
             if work is None:
                 return
             try:
@@ -117,6 +120,7 @@ class Saver:
         self.checkpoints.save(work.step, work.state, {**work.meta, "recorder": recorder})
         with self._changed:
             self.last_good_step, self._durable = work.step, work.meta["position"]
+            self._failing = False
 
     def _try_again(self, work: _Work, error: Exception, pause: float) -> bool:
         """Wait, and put the work back unless there is newer; False if it is given up."""
@@ -125,6 +129,8 @@ class Saver:
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
         message = f"the checkpoint of step {work.step:,} could not be written ({reason}); {kept}"
         with self._changed:
+            self._failing = True
+            self._changed.notify_all()
             out_of_time = time.monotonic() + pause > self._deadline
             if self.fail_at_once or out_of_time:
                 self._error = SaveError(f"{message}.")

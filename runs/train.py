@@ -147,9 +147,7 @@ def _run(config: RunConfig[Any], source: Any, learner: Any, meta: dict[str, Any]
     recorder = Recorder(config.directory, is_series=is_series)
     notes = [_backend_of(learner)]
     if meta is not None:
-        recorder.resume(meta["recorder"])
-        stream.seek(meta["position"])
-        notes.append(_where_it_goes_on(stream, recorder))
+        notes.append(_go_on(stream, recorder, meta))
     saver = Saver(
         Checkpoints.of(config),
         recorder,
@@ -201,10 +199,22 @@ def _run(config: RunConfig[Any], source: Any, learner: Any, meta: dict[str, Any]
     return RunResult(config.directory, step, recorder.mean_return, stop.signal)
 
 
-def _where_it_goes_on(stream: Any, recorder: Recorder) -> str:
-    """Say where a resumed run goes on; give up the open episode if its environment could not be saved."""
+def _go_on(stream: Any, recorder: Recorder, meta: dict[str, Any]) -> str:
+    """Put stream and recorder where a checkpoint was; return where that is.
+
+    An environment that could not be saved, or whose libraries have changed since, starts a new episode.
+    """
+    recorder.resume(meta["recorder"])
+    position = meta["position"]
     where = f"goes on at step {recorder.step:,}"
-    why_not = getattr(stream, "why_no_snapshot", None)
+    try:
+        stream.seek(position)
+        why_not = getattr(stream, "why_no_snapshot", None)
+    except UsageError as error:
+        if "environment" not in position:
+            raise
+        stream.seek({key: position[key] for key in ("seed", "episode", "step")})
+        why_not = str(error)
     if why_not is None:
         return where
     abandoned = recorder.abandon_episode()

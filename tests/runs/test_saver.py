@@ -74,6 +74,19 @@ def test_a_save_waits_for_nothing_and_the_newest_state_wins(tmp_path):
     assert saver.newly_durable() is None
 
 
+def test_a_checkpoint_that_is_to_be_kept_is_never_replaced(tmp_path):
+    storage = Flaky(tmp_path / "checkpoints")
+    recorder = Recorder(tmp_path / "run")
+    saver = Saver(Checkpoints(storage, keep=1, keep_every=10), recorder)
+    write = storage.write
+    storage.write = lambda name, files: (time.sleep(0.002), write(name, files))
+    for step in range(1, 41):
+        saver.save({"x": torch.ones(1)}, meta_of(recorder, step))
+    saver.close()
+    steps = [int(name.removeprefix("step-")) for name in Checkpoints(storage).names()]
+    assert steps == [10, 20, 30, 40]
+
+
 def close_with(saver, storage):
     storage.gate.set()
     saver.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import gymnasium
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from gymnasium import spaces
 
 from streamwise.agents import StreamAC, StreamACConfig, StreamQConfig, StreamTDConfig
@@ -21,6 +23,7 @@ from streamwise.cli import main
 from streamwise.runs.checkpoint import Checkpoints
 from streamwise.runs.config import RunConfig, load_config
 from streamwise.runs.evaluate import evaluate
+from streamwise.runs.lock import locked
 from streamwise.runs.train import resume, train
 from streamwise.streams import NonFiniteSampleError, UsageError
 
@@ -35,7 +38,8 @@ def test_a_run_leaves_what_is_needed_to_understand_and_continue_it(tmp_path):
     assert result.step == 400
     assert result.signal is None
     names = Checkpoints.of(tmp_path / "run").names()
-    assert names == ["step-000000000150", "step-000000000300", "step-000000000400"]
+    assert names[-1] == "step-000000000400"
+    assert set(names) <= {"step-000000000150", "step-000000000300", "step-000000000400"}
     assert load_config(tmp_path / "run").settings.exploration_steps == 20
     rows = pq.read_table(tmp_path / "run" / "metrics.parquet").to_pydict()
     assert rows["episode_return"] == rows["episode_length"]  # CartPole pays one a step
@@ -193,3 +197,70 @@ def test_a_series_is_predicted_and_resumed_to_its_end(tmp_path):
     assert result.step == 899
     whole, parts = (pq.read_table(tmp_path / name / "predictions.parquet") for name in ("whole", "parts"))
     assert whole.equals(parts)
+
+
+class Mute(Broken):
+    """An environment of a user's own that cannot be captured."""
+
+    def __init__(self):
+        super().__init__("nothing")
+
+
+def test_where_the_environment_cannot_be_saved_resume_says_so_and_the_metrics_count_it(tmp_path, capfd):
+    gymnasium.register("Mute-v0", Mute)
+    try:
+        config = RunConfig("Mute-v0", StreamACConfig(), steps=120, out=tmp_path / "run", checkpoint_every=40)
+        train(config)
+        assert resume(tmp_path / "run", steps=250).step == 250
+    finally:
+        del gymnasium.registry["Mute-v0"]
+    line = next(line for line in capfd.readouterr().err.splitlines() if "goes on at step 120" in line)
+    assert "with a new episode (20 steps of the last are given up: " in line
+    assert "Mute" in line
+    rows = pq.read_table(tmp_path / "run" / "metrics.parquet").to_pydict()
+    assert rows["episode_length"] == [50, 50, 50, 50]  # two, then two of a fresh environment
+    assert rows["step"] == [50, 100, 170, 220]
+    assert rows["abandoned_steps"] == [None, None, 20, None]
+
+
+def test_a_snapshot_of_other_libraries_costs_the_episode_and_not_the_run(tmp_path, monkeypatch, capfd):
+    train(cartpole(tmp_path / "run"))
+
+    def refuse(env, snapshot):
+        raise UsageError("it was captured with mujoco 9.9")
+
+    monkeypatch.setattr("streamwise.envs.stream.restore", refuse)
+    assert resume(tmp_path / "run", steps=500).step == 500
+    assert "given up: it was captured with mujoco 9.9" in capfd.readouterr().err
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path):
+    train(cartpole(tmp_path / "whole"))
+    run = tmp_path / "run"
+    train(cartpole(run))
+    shutil.rmtree(run / "checkpoints")
+    assert resume(run).step == 400
+    whole, again = (Checkpoints.of(path).latest().state for path in (tmp_path / "whole", run))
+    assert all(torch.equal(whole[key], again[key]) for key in whole)
+    rows = [pq.read_table(path / "metrics.parquet")["step"] for path in (tmp_path / "whole", run)]
+    assert rows[0].equals(rows[1])
+
+
+def test_a_second_process_in_a_run_directory_is_refused_and_told_who_has_it(tmp_path):
+    run = tmp_path / "run"
+    train(cartpole(run))
+    with locked(run):
+        command = [sys.executable, "-m", "streamwise", "resume", str(run), "--steps", "900"]
+        other = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert other.returncode == 2
+    assert f"{run} is in use by process {os.getpid()} on " in other.stderr
+    assert len(other.stderr.splitlines()) == 1
+    assert resume(run, steps=900).step == 900  # the lock went with its holder
+
+
+def test_what_a_run_left_that_was_killed_as_it_began_is_no_run(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".lock").write_text("{}")
+    (run / ".config.toml.partial").write_text("environment = ")
+    assert train(cartpole(run)).step == 400
