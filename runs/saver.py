@@ -36,7 +36,8 @@ class Saver:
 
     Only one that is to be kept for ever is waited for. Rows go to disk before the checkpoint that no longer
     holds them. A failed write is tried again, after pauses that grow from half a second to a minute, with the
-    newest state there is by then; the run learns on meanwhile. fail_at_once: raise at the next `save` instead. patience_seconds: how long `close` tries.
+    newest state there is by then; the run learns on meanwhile.
+    fail_at_once: raise at the next `save` instead. patience_seconds: how long `close` tries.
     """
 
     def __init__(
