@@ -160,15 +160,16 @@ def _run(config: RunConfig[Any], source: Any, learner: Any, meta: dict[str, Any]
     def save_checkpoint(last: bool = False) -> None:
         state = learner.state_dict()
         check_finite(state)
-        meta = {**about, "position": stream.position, "recorder": recorder.state()}
-        saver.save(state, meta, last=last)
+        saver.save(state, {**about, "position": stream.position, "recorder": recorder.state()}, last=last)
+        commit()
+
+    def commit() -> None:
         durable = saver.newly_durable()
         if durable is not None:
             stream.commit(durable)
 
-    def record(sample: Transition, metrics: Metrics) -> None:
-        lost_a_life = config.episodic_life and "game_return" not in stream.info
-        recorder.record(sample, metrics, game_goes_on=lost_a_life)
+    def record_life(sample: Transition, metrics: Metrics) -> None:
+        recorder.record(sample, metrics, game_goes_on="game_return" not in stream.info)
 
     title = f"{config.agent} on {config.environment}"
     progress = ProgressDisplay(title, config.steps, recorder, note=", ".join(notes))
@@ -179,22 +180,24 @@ def _run(config: RunConfig[Any], source: Any, learner: Any, meta: dict[str, Any]
                     stream,
                     learner,
                     steps=config.steps,
-                    record=record,
+                    record=record_life if config.episodic_life else recorder.record,
                     checkpoint=save_checkpoint,
                     checkpoint_every=config.checkpoint_every,
                     after_step=progress.update,
                     stop=stop,
                     step=recorder.step,
                 )
-            finally:
+            except KeyboardInterrupt:  # a second Ctrl-C: at once, like a kill
+                raise
+            except BaseException:
                 saver.close()
+                raise
+            saver.close()
     except NonFiniteSampleError as error:
         kept = f"The state before it is in the checkpoint of step {saver.last_good_step:,}."
         raise NonFiniteSampleError(f"{config.environment}: {error} {kept}") from None
     finally:
-        durable = saver.newly_durable()
-        if durable is not None:
-            stream.commit(durable)
+        commit()
         stream.close()
     return RunResult(config.directory, step, recorder.mean_return, stop.signal)
 
