@@ -35,7 +35,7 @@ __all__ = ["DASHES", "SERIES", "learning_panels", "metric_panels", "png", "predi
 Draw = Callable[[Axes], None]
 Panels = dict[str, Draw]  # by title
 
-NOT_METRICS = ("step", "wall_time", "episode", "episode_return")
+NOT_METRICS = ("step", "wall_time", "episode", "episode_return", "abandoned_steps")
 GRID_POINTS = 200
 MOST_POINTS = 1000  # drawn of one line; a page of long runs stays small
 WINDOW_STEPS = 300  # of a prediction seen close up

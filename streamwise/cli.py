@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import io
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -354,7 +355,7 @@ def _one_line(box: str) -> str:
         is_help_text = text.startswith(" " * 8)
         if is_text and not is_help_text:
             kept.append(text.strip())
-    return " ".join(kept).removeprefix("Error parsing settings: ").rstrip(".") + "."
+    return re.sub(r"^Error parsing \w+: ", "", " ".join(kept)).rstrip(".") + "."
 
 
 def _peek(argv: list[str], flag: str) -> str | None:

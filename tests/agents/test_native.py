@@ -269,7 +269,7 @@ def test_updates_agree_at_ten_thousand_states_of_real_runs(environment, name, se
     reference, native, samples = real_run(environment, name, 10_000, rule, dtype, settings)
     observations, actions = reference.observation_space, reference.action_space
     exact = pair(name, observations, actions, step_size_rule=rule, dtype="float64", **settings)[0]
-    assert_single_updates_agree(reference, native, samples, TOLERANCE[dtype], exact)
+    assert_single_updates_agree(reference, native, samples, TOLERANCE[dtype], exact=exact)
 
 
 @pytest.mark.parametrize(("environment", "name", "settings"), REAL)
