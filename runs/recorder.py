@@ -205,9 +205,11 @@ class RowFile:
         if rows and (at_once or len(rows) >= enough or waited > 60.0):
             table = pa.Table.from_pylist(rows)
             if self._rows:
-                table = pa.concat_tables([pq.read_table(self.path), table], promote_options="default")
+                before = pq.read_table(self.path, use_threads=False)
+                table = pa.concat_tables([before, table], promote_options="default")
             self._replace(table)
             self._rows, self._last_step = len(table), int(rows[-1]["step"])
+            pa.default_memory_pool().release_unused()  # a long run stays as small as it was
             self._written_at = time.monotonic()
             rows = []
         return {"last_step": self._last_step, "waiting": rows}
