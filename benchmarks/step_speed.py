@@ -266,6 +266,8 @@ def saving_table(turns: int) -> Table:
     with tempfile.TemporaryDirectory() as scratch:
         run = Run(Case("HalfCheetah-v5"), "native", "intentional", Path(scratch))
         pairs = [(run.turn(1_000), run.turn(1_000, save_every=1_000)) for _ in range(turns)][2:]
+        assert run.saver is not None
+        run.saver.close()
         run.stream.close()
     without, with_saves = np.array(pairs).T / 1_000 * 1e6
     ratios = np.quantile(with_saves / without, [0.5, 0.25, 0.75])
