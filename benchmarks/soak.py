@@ -52,7 +52,7 @@ def soak(options: Options) -> bool:
     """Print a row a case; return whether all came back exactly."""
     cases = [case for case in CASES if options.only in str(case)]
     table = Table(title="Killed with SIGKILL and resumed, against a twin that never was")
-    for name in ("run", "steps", "checkpoint every", "kills", "never killed, s", "differs in"):
+    for name in ("run", "steps", "checkpoint every", "kills", "resumed", "never killed, s", "differs in"):
         table.add_column(name, justify="left" if name in ("run", "differs in") else "right")
     exact = True
     for number, case in enumerate(cases):
@@ -60,12 +60,12 @@ def soak(options: Options) -> bool:
         with tempfile.TemporaryDirectory() as scratch:
             never, killed = Path(scratch, "never"), Path(scratch, "killed")
             seconds = finish(case.command(never), never.with_suffix(".log"))
-            made = kill_and_resume(case, killed, share, seconds, options.seed + number)
+            made, resumed = kill_and_resume(case, killed, share, seconds, options.seed + number)
             found = differences(killed, never)
         exact = exact and not found
-        numbers = (f"{case.steps:,}", f"{case.checkpoint_every:,}", str(made), f"{seconds:.0f}")
+        numbers = (f"{case.steps:,}", f"{case.checkpoint_every:,}", str(made), str(resumed), f"{seconds:.0f}")
         table.add_row(str(case), *numbers, ", ".join(found) or "nothing")
-        print(f"{case}: {made} kills, {found or 'equal'}", file=sys.stderr, flush=True)
+        print(f"{case}: {made} kills, {resumed} resumed, {found or 'equal'}", file=sys.stderr, flush=True)
     Console(width=None if sys.stdout.isatty() else 140).print(table)
     return exact
 

@@ -58,7 +58,7 @@ __all__ = ["NoSnapshotError", "attributes", "capture", "restore", "set_attribute
 Environment = gymnasium.Env[Any, Any]
 Snapshot = dict[str, Any]  # holds only what JSON can hold
 
-_FORMAT = 1  # raise it when older snapshots no longer fit, be it for an attribute of one of our wrappers
+_FORMAT = 2  # raise it when older snapshots no longer fit, be it for an attribute of one of our wrappers
 
 _KNOWN = frozenset({  # modules, and packages whose modules, hold classes with all their state in attributes
     "ale_py.env", "dm_control.mujoco.engine", "dm_control.rl.control", "dm_control.suite",
@@ -237,7 +237,7 @@ def _options(layer: Any) -> Snapshot:
 
 
 def _check_options(name: str, there: Snapshot, here: Snapshot) -> None:
-    other = [option for option in {**there, **here} if there.get(option) != here.get(option)]
+    other = sorted(option for option in {**there, **here} if there.get(option) != here.get(option))
     if other:
         raise UsageError(f"{name} has another {', '.join(other)} than in the snapshot; {_SAME_OPTIONS}.")
 
@@ -299,7 +299,11 @@ class _NotPlainError(Exception):
 
 
 class _Writer:
-    """Turns attributes into JSON. One a snapshot, because it recognizes a generator that it has seen."""
+    """Turns attributes into JSON. One a snapshot, because it numbers the generators that it sees.
+
+    MinAtar has one generator by two names, and it has to be one afterwards, too. Each name holds all of it,
+    for who reads it may come to either first: JSON is stored with its keys sorted.
+    """
 
     def __init__(self) -> None:
         self._generators: list[Any] = []
@@ -354,16 +358,15 @@ class _Writer:
         raise _NotPlainError(f"a {_name(kind)}")
 
     def _generator(self, generator: Any, kind: str) -> Snapshot:
-        """MinAtar has one generator by two names; it has to be one afterwards, too."""
-        for place, known in enumerate(self._generators):
-            if known is generator:
-                return {"kind": "same generator", "place": place}
-        self._generators.append(generator)
+        number = next((i for i, seen in enumerate(self._generators) if seen is generator), None)
+        if number is None:
+            number = len(self._generators)
+            self._generators.append(generator)
         with_gauss = kind == "random state"  # the second of two normal numbers waits there
         state = generator.get_state(legacy=False) if with_gauss else generator.bit_generator.state
         if state["bit_generator"] not in _BIT_GENERATORS:
             raise _NotPlainError(f"the generator {state['bit_generator']}")
-        return {"kind": kind, "state": self.value(state)}
+        return {"kind": kind, "number": number, "state": self.value(state)}
 
     def _emulator(self, emulator: Any, game: str) -> Snapshot:
         if game in _LOSSY_GAMES:
@@ -390,7 +393,7 @@ class _Reader:
     """Reads what a writer wrote. What it changes, it changes in `finish`, when all has been found to fit."""
 
     def __init__(self) -> None:
-        self._generators: list[Any] = []
+        self._generators: dict[int, Any] = {}  # by their number in the snapshot
         self._changes: list[Callable[[], Any]] = []
 
     def later(self, change: Callable[..., Any], *arguments: Any) -> None:
@@ -446,18 +449,19 @@ class _Reader:
                 return {self.value(key): self.value(item) for key, item in saved["items"]}
             case "array" | "scalar":
                 return array_from_json(saved)
-            case "same generator":
-                return self._generators[saved["place"]]
-        state = self.value(saved["state"])
+        number = saved["number"]
+        if number not in self._generators:
+            self._generators[number] = self._new_generator(saved["kind"], self.value(saved["state"]))
+        return self._generators[number]
+
+    def _new_generator(self, kind: str, state: Any) -> Any:
         bits: Any = _BIT_GENERATORS[state["bit_generator"]](0)
-        if saved["kind"] == "random state":
-            generator: Any = np.random.RandomState(bits)
+        if kind == "random state":
+            generator = np.random.RandomState(bits)
             generator.set_state(state)
-        else:
-            generator = np.random.Generator(bits)
-            bits.state = state
-        self._generators.append(generator)
-        return generator
+            return generator
+        bits.state = state
+        return np.random.Generator(bits)
 
     def _space(self, space: spaces.Space[Any], saved: Snapshot) -> None:
         _expect(saved["layout"], _layout(space), space, "layout")

@@ -30,8 +30,9 @@ SHORT = [  # each environment, agent and back end at least once
 
 def check(case, tmp_path, kills):
     seconds = finish(case.command(tmp_path / "never"), tmp_path / "never.log")
-    made = kill_and_resume(case, tmp_path / "killed", kills, seconds, seed=1)
+    made, resumed = kill_and_resume(case, tmp_path / "killed", kills, seconds, seed=1)
     assert made >= kills // 2
+    assert resumed >= kills // 2
     assert differences(tmp_path / "killed", tmp_path / "never") == []
 
 
