@@ -89,12 +89,16 @@ class Options:
 class Run:
     """A run as `streamwise train` makes it, a turn at a time."""
 
-    def __init__(self, case: Case, backend: Backend, rule: str, directory: Path) -> None:
+    def __init__(
+        self, case: Case, backend: Backend, rule: str, directory: Path, *, keep_actions: bool = False
+    ) -> None:
         self.env = make(case.environment, seed=0)
         kind = agent_class(case.agent)
         config = kind.Config(step_size_rule=rule, **case.settings)
         self.learner = kind(self.env.observation_space, self.env.action_space, config, backend=backend)
-        self.stream = EnvironmentStream(self.env, self._act)
+        # A run that keeps its actions is for its actions only: it is slower.
+        act = self._act_and_keep if keep_actions else self.learner.act
+        self.stream = EnvironmentStream(self.env, act)
         self.recorder = Recorder(directory)
         self.progress = ProgressDisplay(
             "", 10**9, self.recorder, console=Console(file=(directory / "log").open("w"))
@@ -103,7 +107,7 @@ class Run:
         self.directory = directory
         self.saver: Saver | None = None
 
-    def _act(self, observation: Any) -> Any:
+    def _act_and_keep(self, observation: Any) -> Any:
         action = self.learner.act(observation)
         self.actions.append(action)
         return action
@@ -120,7 +124,7 @@ class Run:
             record=self.recorder.record,
             checkpoint=self.save if save_every else lambda last=False: None,
             checkpoint_every=save_every or 10**9,
-            after_step=self.progress.update,
+            show=self.progress.update,
             stop=StopRequest(),
         )
         return time.perf_counter() - start
@@ -172,17 +176,19 @@ class BareEnvironment:
 def measure(case: Case, options: Options) -> dict[str, float]:
     """Return medians over turns: seconds per step of each lane, of act and learn_one, and ratios."""
     with tempfile.TemporaryDirectory() as scratch:
-        directories = [Path(scratch, name) for name in ("native", "torch")]
+        directories = [Path(scratch, name) for name in ("native", "torch", "twin")]
         for directory in directories:
             directory.mkdir()
         native = Run(case, "native", options.rule, directories[0])
         slow = Run(case, "torch", options.rule, directories[1])
+        twin = Run(case, "native", options.rule, directories[2], keep_actions=True)  # acts as `native` does
         bare = BareEnvironment(case.environment)
         torch_steps = max(int(case.steps * options.torch_share), 20)
         turns: list[dict[str, float]] = []
         for _ in range(options.turns):
+            twin.turn(case.steps)
             seconds = native.turn(case.steps)
-            replayed = bare.replay(list(native.actions))
+            replayed = bare.replay(list(twin.actions))
             native_step, environment_step = seconds / case.steps, replayed / case.steps
             torch_step = slow.turn(torch_steps) / torch_steps
             turns.append(
@@ -200,7 +206,7 @@ def measure(case: Case, options: Options) -> dict[str, float]:
             raise RuntimeError(
                 f"{case.environment}: the replay left the run's path, so its time says nothing"
             )
-        for run in (native, slow):
+        for run in (native, slow, twin):
             run.stream.close()
     measured = turns[2:] or turns
     return {name: statistics.median(turn[name] for turn in measured) for name in measured[0]}

@@ -13,6 +13,8 @@ from streamwise.streams import NonFiniteSampleError, Stream, Transition
 
 __all__ = ["StopRequest", "learn"]
 
+_STEPS_BETWEEN_SHOWS = 32
+
 
 class StopRequest:
     """Set by SIGINT or SIGTERM: the step under way is finished, then the loop ends."""
@@ -44,13 +46,13 @@ def learn(
     record: Callable[[Transition, Any], None],
     checkpoint: Callable[..., None],
     checkpoint_every: int,
-    after_step: Callable[[], None],
+    show: Callable[[], None],
     stop: StopRequest,
     step: int = 0,
 ) -> int:
     """Learn from `stream` until `steps` samples have been learned, it ends, or a stop is requested.
 
-    step: samples learned before. checkpoint: called with last=True at the end.
+    step: samples learned before. show: called every 32 steps. checkpoint: called with last=True at the end.
     Returns the number learned in all; the last one is in a checkpoint.
     Raises NonFiniteSampleError for NaN or an infinity, after a checkpoint of the last good state.
     """
@@ -58,7 +60,8 @@ def learn(
         for sample in stream:
             record(sample, learner.learn_one(sample))
             step += 1
-            after_step()
+            if step % _STEPS_BETWEEN_SHOWS == 0:
+                show()
             if step >= steps or stop.signal is not None:
                 break
             if step % checkpoint_every == 0:

@@ -12,7 +12,6 @@ from streamwise.runs.recorder import Recorder
 
 __all__ = ["ProgressDisplay"]
 
-_STEPS_BETWEEN_LOOKS_AT_THE_CLOCK = 32
 _TERMINAL_INTERVAL_SECONDS, _PLAIN_INTERVAL_SECONDS = 0.2, 10.0
 
 
@@ -44,9 +43,7 @@ class ProgressDisplay:
         self._rate_step = self._first_step = recorder.step
 
     def update(self) -> None:
-        """Call once a step; draws only when something new can be seen."""
-        if self.recorder.step % _STEPS_BETWEEN_LOOKS_AT_THE_CLOCK:
-            return
+        """Call often; draws when it is time to."""
         now = time.perf_counter()
         if now - self._shown_at >= self._interval:
             self._show(now)

@@ -183,7 +183,7 @@ def _run(config: RunConfig[Any], source: Any, learner: Any, meta: dict[str, Any]
                     record=record_life if config.episodic_life else recorder.record,
                     checkpoint=save_checkpoint,
                     checkpoint_every=config.checkpoint_every,
-                    after_step=progress.update,
+                    show=progress.update,
                     stop=stop,
                     step=recorder.step,
                 )
