@@ -149,6 +149,11 @@ class Checkpoints:
         """Return the checkpoints present, oldest first."""
         return [name for name in self.storage.names() if _NAME.fullmatch(name)]
 
+    def last_step(self) -> int | None:
+        """Return the step of the newest checkpoint, whole or not; None if there is none."""
+        names = self.names()
+        return _step_of(names[-1]) if names else None
+
     def latest(self) -> Checkpoint:
         """Read the newest one that is whole; warn about any damaged newer one. Raises CheckpointError."""
         reasons = []

@@ -18,11 +18,20 @@ import tyro
 from streamwise.agents import StreamSettings, agent_class
 from streamwise.agents.exploration import ExplorationSettings
 from streamwise.agents.native import Backend
-from streamwise.runs.storage import write_durably
+from streamwise.runs.storage import open_storage, replace_durably
 from streamwise.streams import UsageError
 from streamwise.streams.csv_series import DEFAULT_TRACE_DECAYS
 
-__all__ = ["Preset", "RunConfig", "load_config", "load_preset", "preset_names", "save_config"]
+__all__ = [
+    "Preset",
+    "RunConfig",
+    "load_config",
+    "load_preset",
+    "nearest",
+    "preset_names",
+    "read_toml",
+    "save_config",
+]
 
 Settings = TypeVar("Settings", bound=StreamSettings)
 _PRESETS = Path(__file__).parent / "presets"
@@ -63,11 +72,14 @@ class RunConfig(Generic[Settings]):
     keep_every: int | None = None
     """Also keep, for ever, the checkpoints of every so many steps. Unset: none."""
     storage: str | None = None
-    """A folder or URL (s3://bucket/folder) for this run's checkpoints. Unset: the run directory."""
+    """A folder or URL (s3://bucket/folder) for all that this run needs to go on: checkpoints, settings, rows.
+    Unset: the run directory."""
     fail_on_save_error: bool = False
     """Stop at the first checkpoint that cannot be written. Unset: warn, go on, and try again."""
     out: Path | None = None
     """The run directory. Unset: outputs/<environment>-<agent>-<rule>-seed<seed>."""
+    label: str | None = None
+    """What reports call this agent. Unset: its algorithm, and what tells it from others."""
     target: str | None = None
     """csv: only. The column whose discounted sum is predicted."""
     features: tuple[str, ...] | None = None
@@ -139,29 +151,28 @@ def load_preset(name: str) -> Preset:
     """Read a preset by name or path. Raises UsageError for unknown names, unreadable files, unknown keys."""
     path = Path(name) if name.endswith(".toml") else _PRESETS / f"{name}.toml"
     if path.parent == _PRESETS and not path.is_file():
-        raise UsageError(
-            f"no preset is named {name!r}.{_nearest(name, preset_names())} Or give a .toml file."
-        )
-    table = _read_toml(path)
+        raise UsageError(f"no preset is named {name!r}.{nearest(name, preset_names())} Or give a .toml file.")
+    table = read_toml(path)
     options = {key: value for key, value in table.items() if key not in ("agent", "settings")}
     allowed = ["agent", "settings", "backend", "steps", "checkpoint_every", "episodic_life"]
     allowed += ["keep_checkpoints", "keep_every"]
     for key in table:
         if key not in allowed:
-            raise UsageError(f"{path}: unknown key {key!r}.{_nearest(key, allowed)}")
+            raise UsageError(f"{path}: unknown key {key!r}.{nearest(key, allowed)}")
     agent = table.get("agent", "stream-ac")
     return Preset(agent, options, _settings(table.get("settings", {}), agent, path))
 
 
 def save_config(config: RunConfig[Any], directory: Path) -> None:
-    """Write config.toml: every setting of the run, and the versions it ran with."""
+    """Write config.toml: every setting of the run, and the versions it ran with; to its storage, too."""
     table = {key: value for key, value in dataclasses.asdict(config).items() if value is not None}
     table.pop("out", None)
     table["settings"] = {key: value for key, value in table.pop("settings").items() if value is not None}
     table["versions"] = _versions()
-    temporary = directory / ".config.toml.partial"
-    write_durably(temporary, tomli_w.dumps(table).encode())
-    temporary.replace(directory / "config.toml")
+    text = tomli_w.dumps(table).encode()
+    if config.storage is not None:
+        open_storage(config.storage).put("config.toml", text)
+    replace_durably(directory / "config.toml", text)
 
 
 def load_config(directory: Path) -> RunConfig[Any]:
@@ -169,13 +180,13 @@ def load_config(directory: Path) -> RunConfig[Any]:
     path = directory / "config.toml"
     if not path.is_file():
         raise UsageError(f"{directory} is not a run directory: it has no config.toml.")
-    table = _read_toml(path)
+    table = read_toml(path)
     table.pop("versions", None)
     settings = _settings(table.pop("settings", {}), table.get("agent", "stream-ac"), path)
     known = {field.name for field in dataclasses.fields(RunConfig)}
     for key in table:
         if key not in known:
-            raise UsageError(f"{path}: unknown key {key!r}.{_nearest(key, known)}")
+            raise UsageError(f"{path}: unknown key {key!r}.{nearest(key, known)}")
     for key in ("features", "trace_decays"):
         if key in table:
             table[key] = tuple(table[key])
@@ -192,14 +203,15 @@ def _settings(table: Any, agent: str, path: Path) -> StreamSettings:
         raise UsageError(f"{path}: 'settings' must be a table, [settings].")
     for key in table:
         if key not in known:
-            raise UsageError(f"{path}: {agent} has no setting {key!r}.{_nearest(key, known)}")
+            raise UsageError(f"{path}: {agent} has no setting {key!r}.{nearest(key, known)}")
     try:
         return msgspec.convert(table, kind)
     except (msgspec.ValidationError, UsageError) as error:
         raise UsageError(f"{path}: {error}") from None
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return the tables of a TOML file. Raises UsageError if it cannot be read."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -209,7 +221,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is not TOML: {error}.") from None
 
 
-def _nearest(name: str, known: Any) -> str:
+def nearest(name: str, known: Any) -> str:
+    """Return the end of an error: what was probably meant, and everything that is known."""
     close = difflib.get_close_matches(name, list(known), n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return f"{hint} Choose one of: {', '.join(sorted(known))}."

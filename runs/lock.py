@@ -13,12 +13,16 @@ from pathlib import Path
 
 from streamwise.streams import UsageError
 
-__all__ = ["locked"]
+__all__ = ["InUseError", "locked"]
+
+
+class InUseError(UsageError):
+    """A run directory that another process is at work in."""
 
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold the run directory for this process. Raises UsageError, naming the holder, if another has it.
+    """Hold the run directory for this process. Raises InUseError, naming the holder, if another has it.
 
     The kernel lets go of the lock when the process ends, however it ends.
     """
@@ -27,7 +31,7 @@ def locked(directory: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UsageError(
+            raise InUseError(
                 f"{directory} is in use by {_holder(descriptor)}; wait for it, or stop it first."
             ) from None
         started = time.strftime("%Y-%m-%d %H:%M:%S")

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from streamwise.agents import Metrics
+from streamwise.runs.storage import Storage
 from streamwise.runs.tensorboard import EventFile
 from streamwise.streams import Transition
 
@@ -30,16 +31,17 @@ class Recorder:
     Rows wait in memory: a checkpoint takes them along, and `RowFile` writes them to disk now and then. So
     files and checkpoint together hold every row once, whenever the run is killed. For a predicted series a
     row covers 500 steps, and every prediction is kept beside its cumulant.
+    storage: where the Parquet files are put, too, for a run that may have to go on without `directory`.
     """
 
-    def __init__(self, directory: Path, *, is_series: bool = False) -> None:
+    def __init__(self, directory: Path, *, is_series: bool = False, storage: Storage | None = None) -> None:
         self.directory = directory
         self.is_series = is_series
         self.step = 0
         self.episodes = 0
         self.recent_returns: deque[float] = deque(maxlen=RECENT_EPISODES)
-        self.metrics = RowFile(directory / "metrics.parquet")
-        self.predictions = RowFile(directory / "predictions.parquet")
+        self.metrics = RowFile(directory / "metrics.parquet", storage)
+        self.predictions = RowFile(directory / "predictions.parquet", storage)
         self._tensorboard = EventFile(directory / "tensorboard")
         self._elapsed_before = 0.0
         self._started = time.perf_counter()
@@ -171,8 +173,9 @@ class RowFile:
     minute. The learning thread appends to `waiting` and calls `state`, another one calls `write`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, storage: Storage | None = None) -> None:
         self.path = path
+        self.storage = storage
         self.waiting: list[dict[str, float]] = []
         self._last_step = 0  # on disk
         self._rows = 0  # on disk
@@ -218,6 +221,8 @@ class RowFile:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(f".{self.path.name}.partial")
         pq.write_table(table, temporary)
+        if self.storage is not None:
+            self.storage.put(self.path.name, temporary.read_bytes())
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, self.path)

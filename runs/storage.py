@@ -10,11 +10,11 @@ from urllib.parse import urlsplit
 
 from streamwise.streams import UsageError
 
-__all__ = ["LocalStorage", "RemoteStorage", "Storage", "open_storage", "write_durably"]
+__all__ = ["LocalStorage", "RemoteStorage", "Storage", "open_storage", "replace_durably", "write_durably"]
 
 
 class Storage(Protocol):
-    """Folders of small files. Every method may raise OSError."""
+    """Folders of small files, and single files beside them. Every method may raise OSError."""
 
     def names(self) -> list[str]:
         """Return the whole folders, in alphabetical order."""
@@ -30,6 +30,14 @@ class Storage(Protocol):
 
     def remove(self, name: str) -> None:
         """Remove a folder."""
+        ...
+
+    def put(self, file: str, content: bytes) -> None:
+        """Write a single file, or replace it: whoever reads it finds the old content or the new."""
+        ...
+
+    def get(self, file: str) -> bytes | None:
+        """Return the content of a single file; None if there is none."""
         ...
 
     def size(self, name: str) -> int:
@@ -75,7 +83,7 @@ class LocalStorage:
         """Return the whole folders, in alphabetical order."""
         if not self.root.is_dir():
             return []
-        return sorted(path.name for path in self.root.iterdir() if not path.name.startswith("."))
+        return sorted(path.name for path in self.root.iterdir() if path.is_dir() and path.name[0] != ".")
 
     def write(self, name: str, files: dict[str, bytes]) -> None:
         """Write a folder."""
@@ -101,6 +109,16 @@ class LocalStorage:
     def remove(self, name: str) -> None:
         """Remove a folder."""
         shutil.rmtree(self.root / name)
+
+    def put(self, file: str, content: bytes) -> None:
+        """Write a single file, or replace it."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        replace_durably(self.root / file, content)
+
+    def get(self, file: str) -> bytes | None:
+        """Return the content of a single file; None if there is none."""
+        path = self.root / file
+        return path.read_bytes() if path.is_file() else None
 
     def size(self, name: str) -> int:
         """Return the bytes of a folder's files."""
@@ -144,6 +162,22 @@ class RemoteStorage:
         """Remove a folder."""
         self.filesystem.delete_dir(f"{self.root}/{name}")
 
+    def put(self, file: str, content: bytes) -> None:
+        """Write a single file, or replace it: object stores show it when it is whole."""
+        self.filesystem.create_dir(self.root, recursive=True)
+        with self.filesystem.open_output_stream(f"{self.root}/{file}") as stream:
+            stream.write(content)
+
+    def get(self, file: str) -> bytes | None:
+        """Return the content of a single file; None if there is none."""
+        from pyarrow import fs
+
+        path = f"{self.root}/{file}"
+        if self.filesystem.get_file_info(path).type != fs.FileType.File:
+            return None
+        with self.filesystem.open_input_file(path) as stream:
+            return bytes(stream.read())
+
     def size(self, name: str) -> int:
         """Return the bytes of a folder's files."""
         from pyarrow import fs
@@ -162,6 +196,13 @@ def write_durably(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def replace_durably(path: Path, content: bytes) -> None:
+    """Write a file aside and rename it: whoever reads it finds the old content or the new."""
+    temporary = path.with_name(f".{path.name}.partial")
+    write_durably(temporary, content)
+    temporary.replace(path)
 
 
 def _sync_directory(path: Path) -> None:

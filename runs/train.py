@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -21,10 +21,11 @@ from streamwise.runs.loop import StopRequest, learn
 from streamwise.runs.progress import ProgressDisplay
 from streamwise.runs.recorder import Recorder
 from streamwise.runs.saver import Saver
+from streamwise.runs.storage import open_storage, replace_durably
 from streamwise.streams import NonFiniteSampleError, Transition, UsageError
 from streamwise.streams.csv_series import CsvSeriesStream
 
-__all__ = ["RunResult", "make_environment", "resume", "train"]
+__all__ = ["Display", "RunResult", "fetch", "make_environment", "resume", "train", "train_or_resume"]
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,27 @@ class RunResult:
     signal: int | None
 
 
-def train(config: RunConfig[Any]) -> RunResult:
-    """Start a run in a new directory. Raises UsageError for what the user can mend."""
+class Display(Protocol):
+    """Shows how far a run is, between `with` and its end; `update` is called every few steps."""
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(self, *error: Any) -> None: ...
+
+    def update(self) -> None:
+        """Look whether there is something new to show."""
+
+
+NewDisplay = Callable[[str, int, Recorder, str], Display]  # title, steps, recorder, note
+
+
+def train(
+    config: RunConfig[Any], *, display: NewDisplay = ProgressDisplay, stop: StopRequest | None = None
+) -> RunResult:
+    """Start a run in a new directory. Raises UsageError for what the user can mend.
+
+    stop: ends the run when it is set, in place of SIGINT and SIGTERM.
+    """
     config = config.resolved()
     directory = config.directory
     if directory.exists() and not (directory.is_dir() and _is_unused(directory)):
@@ -53,7 +73,7 @@ def train(config: RunConfig[Any]) -> RunResult:
     directory.mkdir(parents=True, exist_ok=True)
     with locked(directory):
         save_config(config, directory)
-        return _run(config, source, learner, None)
+        return _run(config, source, learner, None, display, stop)
 
 
 def _is_unused(directory: Path) -> bool:
@@ -61,7 +81,14 @@ def _is_unused(directory: Path) -> bool:
     return all(path.name.startswith(".") for path in directory.iterdir())
 
 
-def resume(directory: Path, steps: int | None = None, backend: Backend | None = None) -> RunResult:
+def resume(
+    directory: Path,
+    steps: int | None = None,
+    backend: Backend | None = None,
+    *,
+    display: NewDisplay = ProgressDisplay,
+    stop: StopRequest | None = None,
+) -> RunResult:
     """Go on with the run in `directory` from its newest whole checkpoint, or from its start if it has none.
 
     steps: the new length of the run, to extend a finished one. backend: another one than before.
@@ -83,7 +110,51 @@ def resume(directory: Path, steps: int | None = None, backend: Backend | None = 
         source = _open(config)
         learner = restore(checkpoint, backend=config.backend) if checkpoint else _make_learner(config, source)
         save_config(config, directory)
-        return _run(config, source, learner, checkpoint.meta if checkpoint else None)
+        return _run(config, source, learner, checkpoint.meta if checkpoint else None, display, stop)
+
+
+def train_or_resume(
+    config: RunConfig[Any], *, display: NewDisplay = ProgressDisplay, stop: StopRequest | None = None
+) -> RunResult:
+    """Start a run, or go on with it where its directory or its storage holds a part of it.
+
+    A finished one is left as it is. Raises UsageError, too, if what is there was made with other settings.
+    """
+    directory = config.directory
+    if config.storage is not None:
+        fetch(config.storage, directory)
+    if not (directory / "config.toml").is_file():
+        return train(config, display=display, stop=stop)
+    saved = load_config(directory)
+    planned = dataclasses.replace(config, steps=saved.steps).resolved()  # settings may depend on the steps
+    for field in dataclasses.fields(RunConfig):
+        there, here = getattr(saved, field.name), getattr(planned, field.name)
+        if there != here and field.name not in _MAY_CHANGE:
+            raise UsageError(
+                f"{directory} was made with another {field.name} ({there}, not {here}); "
+                "choose another --out, or remove it."
+            )
+    checkpoints = Checkpoints.of(saved)
+    if (last := checkpoints.last_step()) is not None and last >= config.steps:
+        returns = checkpoints.latest().meta["recorder"]["recent_returns"]
+        return RunResult(directory, last, sum(returns) / len(returns) if returns else None, None)
+    return resume(directory, config.steps, config.backend, display=display, stop=stop)
+
+
+_MAY_CHANGE = ("out", "storage", "steps", "backend", "checkpoint_every", "keep_checkpoints", "keep_every",
+               "fail_on_save_error")  # fmt: skip
+
+
+def fetch(location: str, directory: Path) -> None:
+    """Bring settings and rows of a run from its storage to its directory; checkpoints stay there."""
+    storage = open_storage(location)
+    for name in ("config.toml", "metrics.parquet", "predictions.parquet"):
+        content = storage.get(name)
+        if content is None:
+            (directory / name).unlink(missing_ok=True)  # whatever an earlier attempt left there
+        else:
+            directory.mkdir(parents=True, exist_ok=True)
+            replace_durably(directory / name, content)
 
 
 def make_environment(config: RunConfig[Any], **options: Any) -> Any:
@@ -139,12 +210,20 @@ def _backend_of(learner: Any) -> str:
     return f"native back end ({info.instruction_set})"
 
 
-def _run(config: RunConfig[Any], source: Any, learner: Any, meta: dict[str, Any] | None) -> RunResult:
+def _run(
+    config: RunConfig[Any],
+    source: Any,
+    learner: Any,
+    meta: dict[str, Any] | None,
+    new_display: NewDisplay,
+    stop: StopRequest | None,
+) -> RunResult:
     from streamwise.envs import EnvironmentStream
 
     is_series = isinstance(source, CsvSeriesStream)
     stream = source if is_series else EnvironmentStream(source, learner.act, seed=config.seed)
-    recorder = Recorder(config.directory, is_series=is_series)
+    storage = None if config.storage is None else open_storage(config.storage)
+    recorder = Recorder(config.directory, is_series=is_series, storage=storage)
     notes = [_backend_of(learner)]
     if meta is not None:
         notes.append(_go_on(stream, recorder, meta))
@@ -172,9 +251,12 @@ def _run(config: RunConfig[Any], source: Any, learner: Any, meta: dict[str, Any]
         recorder.record(sample, metrics, game_goes_on="game_return" not in stream.info)
 
     title = f"{config.agent} on {config.environment}"
-    progress = ProgressDisplay(title, config.steps, recorder, note=", ".join(notes))
+    display = new_display(title, config.steps, recorder, ", ".join(notes))
     try:
-        with _torch_for_small_networks(), recorder, progress, StopRequest().on_signals() as stop:
+        with ExitStack() as stack:
+            for context in (_torch_for_small_networks(), recorder, display):
+                stack.enter_context(context)
+            stop = stop or stack.enter_context(StopRequest().on_signals())
             try:
                 step = learn(
                     stream,
@@ -183,7 +265,7 @@ def _run(config: RunConfig[Any], source: Any, learner: Any, meta: dict[str, Any]
                     record=record_life if config.episodic_life else recorder.record,
                     checkpoint=save_checkpoint,
                     checkpoint_every=config.checkpoint_every,
-                    show=progress.update,
+                    show=display.update,
                     stop=stop,
                     step=recorder.step,
                 )

@@ -127,6 +127,78 @@ def _resume(argv: list[str]) -> int:
 
 
 @dataclass(frozen=True)
+class SweepArguments:
+    """Run many environments, agents and seeds at once, on the cores of this machine or a Ray cluster.
+
+    SPEC is a .toml file, the name of one that comes with streamwise, or the directory of a sweep to go on with.
+    A sweep that was interrupted, or whose processes died, goes on where each run was: give the same command
+    again. Runs that have finished are not repeated, and new ones in the file are added.
+
+    streamwise sweep small
+    streamwise sweep experiment.toml --out outputs/experiment
+    streamwise sweep outputs/experiment
+    streamwise sweep stream-x-mujoco --address auto --storage s3://bucket/mujoco
+    """
+
+    spec: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SPEC")]
+    """What to run."""
+    out: Path | None = None
+    """The directory of the sweep. Unset: outputs/<name of the sweep>."""
+    storage: str | None = None
+    """A folder or URL that every node sees, where runs keep all they need to go on. Unset: --out."""
+    address: str | None = None
+    """A Ray cluster: HOST:PORT, or auto for the one this machine belongs to. Unset: this machine alone."""
+    cpus: int | None = None
+    """How many cores of this machine to use, without --address. Unset: all."""
+    max_failures: int = 3
+    """Give a run up after so many failures in a row without a new checkpoint between them."""
+    resume: bool = False
+    """Refuse to start a new sweep: go on with one, or fail if there is none."""
+    list: bool = False
+    """Print the runs of the specification, a line each, and run nothing."""
+
+
+def _sweep(argv: list[str]) -> int:
+    from streamwise.runs.sweep_spec import load_sweep, sweep_names
+
+    names = f"\n    Sweeps that come with streamwise: {', '.join(sweep_names())}."
+    arguments = _parse(SweepArguments, "sweep", argv, inspect.cleandoc(SweepArguments.__doc__ or "") + names)
+    from streamwise.streams import UsageError
+
+    for name, lowest in (("cpus", 1), ("max_failures", 0)):
+        value = getattr(arguments, name)
+        if value is not None and value < lowest:
+            raise UsageError(f"--{name.replace('_', '-')} is {value}; use {lowest} or more.")
+    if arguments.address is not None and arguments.cpus is not None:
+        raise UsageError("--cpus is of this machine alone; with --address, the nodes say what they have.")
+    spec = load_sweep(arguments.spec)
+    if arguments.list:
+        for run in spec.runs:
+            print(f"{run.name}  {run.config.steps:,} steps")
+        return 0
+    of_directory = Path(arguments.spec) if Path(arguments.spec).is_dir() else None
+    out = arguments.out or of_directory or Path("outputs") / spec.name
+    if arguments.resume and not (out / "sweep.toml").is_file():
+        raise UsageError(f"there is no sweep in {out} to go on with; leave --resume out to start one.")
+    from streamwise.runs.sweep import SweepOptions, run_sweep
+
+    options = SweepOptions(out, arguments.storage, arguments.address, arguments.cpus, arguments.max_failures)
+    result = run_sweep(spec, options)
+    print(
+        f"{result.finished} of {result.runs} runs finished{f', {len(result.failed)} failed' * bool(result.failed)}"
+    )
+    print(f"sweep:  {out}")
+    if result.signal is not None:
+        print(f"go on:  streamwise sweep {out}")
+        return 128 + result.signal
+    from streamwise.runs.sweep_report import write_sweep_report
+
+    files = write_sweep_report([out])
+    print(f"report: {files.html}\nplot:   {files.png}")
+    return 1 if result.failed else 0
+
+
+@dataclass(frozen=True)
 class EvaluateArguments:
     """Play episodes with a run's newest checkpoint, learning nothing, and print the mean return.
 
@@ -291,6 +363,7 @@ class Command:
 COMMANDS = {
     "train": Command("learn from an environment, or predict a time series", _train),
     "resume": Command("go on with an interrupted run, or extend a finished one", _resume),
+    "sweep": Command("run environments, agents and seeds on all cores, or on a Ray cluster", _sweep),
     "evaluate": Command("play episodes with a trained policy; make a video", _evaluate),
     "checkpoints": Command("list a run's checkpoints and check them", _checkpoints),
     "report": Command("draw runs as an HTML page and a PNG", _report),

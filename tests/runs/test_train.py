@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from gymnasium import spaces
+from killing import differences
 
 from streamwise.agents import StreamAC, StreamACConfig, StreamQConfig, StreamTDConfig
 from streamwise.cli import main
@@ -24,7 +26,9 @@ from streamwise.runs.checkpoint import Checkpoints
 from streamwise.runs.config import RunConfig, load_config
 from streamwise.runs.evaluate import evaluate
 from streamwise.runs.lock import locked
-from streamwise.runs.train import resume, train
+from streamwise.runs.loop import StopRequest
+from streamwise.runs.progress import ProgressDisplay
+from streamwise.runs.train import resume, train, train_or_resume
 from streamwise.streams import NonFiniteSampleError, UsageError
 
 
@@ -264,3 +268,45 @@ def test_what_a_run_left_that_was_killed_as_it_began_is_no_run(tmp_path):
     (run / ".lock").write_text("{}")
     (run / ".config.toml.partial").write_text("environment = ")
     assert train(cartpole(run)).step == 400
+
+
+def test_a_planned_run_is_started_gone_on_with_and_left_alone_when_it_has_finished(tmp_path):
+    whole = tmp_path / "whole"
+    train(cartpole(whole))
+    planned = cartpole(tmp_path / "planned")
+    stop = StopRequest()
+    stop.signal = signal.SIGINT  # after the first step
+    assert train_or_resume(planned, stop=stop).step == 1
+    assert train_or_resume(planned).step == 400
+    assert differences(planned.directory, whole) == []
+    newest = Checkpoints.of(planned.directory).names()
+    again = train_or_resume(planned)
+    assert (again.step, Checkpoints.of(planned.directory).names()) == (400, newest)
+    assert again.mean_return == pytest.approx(train_or_resume(planned).mean_return)
+    assert train_or_resume(dataclasses.replace(planned, steps=500)).step == 500
+
+
+def test_a_planned_run_of_other_settings_is_refused(tmp_path):
+    train_or_resume(cartpole(tmp_path / "run"))
+    for changes in ({"seed": 1}, {"agent": "stream-sarsa"}):
+        with pytest.raises(UsageError, match=f"another {next(iter(changes))}"):
+            train_or_resume(cartpole(tmp_path / "run", **changes))
+
+
+def test_a_run_goes_on_from_its_storage_alone(tmp_path):
+    """What a node that has died knew of its runs is in the storage that all nodes see."""
+    whole = tmp_path / "whole"
+    train(cartpole(whole, steps=3_000))
+    storage, stop = str(tmp_path / "storage"), StopRequest()
+
+    class StopsAt2000(ProgressDisplay):
+        def update(self):
+            if self.recorder.step >= 2_000:
+                stop.signal = signal.SIGINT
+
+    first = cartpole(tmp_path / "node1", steps=3_000, storage=storage)
+    assert 2_000 <= train_or_resume(first, display=StopsAt2000, stop=stop).step < 2_100
+    assert pq.read_table(tmp_path / "node1" / "metrics.parquet").num_rows > 10
+    shutil.rmtree(first.directory)
+    train_or_resume(dataclasses.replace(first, out=tmp_path / "node2"))
+    assert differences(tmp_path / "node2", whole) == []

@@ -1,0 +1,511 @@
+"""A sweep: many runs at once on Ray, each in a process of its own, resumable as a whole.
+
+Ray starts the processes, places them on the nodes of a cluster and starts them again when they die. Which run
+goes next, and when one is given up, is decided here. Ray Tune would bring a scheduler of trials with its own
+checkpoints and its own record of what has finished; a run here resumes exactly from its own checkpoints, and
+says by itself how far it is, so a queue is all that is left to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import tomli_w
+from rich.console import Console
+
+from streamwise.envs import family_of
+from streamwise.runs.config import RunConfig
+from streamwise.runs.lock import locked
+from streamwise.runs.storage import replace_durably
+from streamwise.runs.sweep_display import SweepDisplay
+from streamwise.runs.sweep_runner import Outcome, Progress, Runner, Where
+from streamwise.runs.sweep_spec import PlannedRun, Resources, SweepSpec, load_sweep
+from streamwise.runs.train import fetch
+from streamwise.streams import UsageError
+
+__all__ = ["SweepOptions", "SweepResult", "run_sweep"]
+
+_LONGEST_WAIT_SECONDS = 0.25  # for news of the runs, before the display is drawn again
+_ASK_EVERY_SECONDS = 1.0  # each runner for its progress
+_COUNT_NODES_EVERY_SECONDS = 3.0
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 60.0  # before a run that failed is tried again
+_STOP_WITHIN_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """Where a sweep runs, and how much it puts up with.
+
+    address: of a Ray cluster ("auto": the one this machine belongs to); None starts Ray here, for this sweep.
+    storage: a folder or URL that every node sees, for all that runs need to go on. cpus: of this machine.
+    max_failures: a run is given up after so many failures in a row from which it has not come further.
+    """
+
+    out: Path
+    storage: str | None = None
+    address: str | None = None
+    cpus: int | None = None
+    max_failures: int = 3
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """How a sweep ended: how many runs have finished, why others were given up, and the signal, if any."""
+
+    directory: Path
+    finished: int
+    failed: dict[str, str]
+    runs: int
+    signal: int | None
+
+
+@dataclass
+class Job:
+    """One run in the queue. began_at: the furthest step that an attempt went on from."""
+
+    run: PlannedRun
+    config: RunConfig[Any]
+    began_at: int = -1
+    failures: int = 0  # in a row, from the same checkpoint
+    restarts: int = 0
+    not_before: float = 0.0
+
+
+@dataclass(eq=False)
+class Slot:
+    """One runner, the call it is busy with, and what it last said of its run."""
+
+    runner: Any
+    call: Any
+    where: Where | None = None
+    job: Job | None = None
+    asked: Any = None
+    progress: Progress | None = None
+
+
+class Journal:
+    """events.jsonl: what happened when. A line a driver could not finish is nobody's."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file = path.open("a", encoding="utf-8")
+        if self.file.tell() and not path.read_bytes().endswith(b"\n"):
+            self.file.write("\n")
+
+    def add(self, event: str, **what: Any) -> None:
+        """Write one event."""
+        line = {"time": time.time(), "event": event, **{key: x for key, x in what.items() if x is not None}}
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+
+    @staticmethod
+    def events(path: Path) -> Iterator[dict[str, Any]]:
+        """Yield the events of a journal; none if there is none."""
+        if not path.is_file():
+            return
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(event, dict) and "event" in event:
+                yield event
+
+
+def run_sweep(spec: SweepSpec, options: SweepOptions, console: Console | None = None) -> SweepResult:
+    """Run what has not finished yet of a sweep.
+
+    Raises UsageError for what the user can mend: a directory of another sweep or in use by another process,
+    an environment that nobody knows, resources that no node has.
+    """
+    for environment in {run.config.environment for run in spec.runs}:
+        if not environment.startswith("csv:"):
+            family_of(environment)
+    options = replace(options, out=options.out.absolute(), storage=_absolute(options.storage))
+    _check_directory(spec, options.out)
+    options.out.mkdir(parents=True, exist_ok=True)
+    with locked(options.out):
+        tables = {**spec.tables, "name": spec.name}
+        replace_durably(options.out / "sweep.toml", tomli_w.dumps(tables).encode())
+        with _native_errors_to(options.out / "ray.log"):
+            console = console or Console(stderr=True)
+            with _ray(options):
+                return _Driver(spec, options, console).run()
+
+
+def _absolute(storage: str | None) -> str | None:
+    return storage if storage is None or "://" in storage else str(Path(storage).absolute())
+
+
+def _check_directory(spec: SweepSpec, out: Path) -> None:
+    """Raise UsageError unless nothing is there, or a part of this sweep."""
+    if (out / "sweep.toml").is_file():
+        sweep = load_sweep(str(out))
+        if sweep.name != spec.name:
+            raise UsageError(
+                f"{out} holds the sweep {sweep.name!r}, not {spec.name!r}; choose another --out."
+            )
+        there = {run.name: run.config for run in sweep.runs}
+        for run in spec.runs:
+            before = there.get(run.name, run.config)
+            if replace(before, steps=run.config.steps) != run.config:
+                raise UsageError(
+                    f"{out} holds {run.name} with other settings; choose another --out, or give the agent "
+                    "another name."
+                )
+    elif out.is_file() or (out.is_dir() and any(path.name != ".lock" for path in out.iterdir())):
+        raise UsageError(f"{out} already exists and is no sweep; choose another --out.")
+
+
+@contextmanager
+def _ray(options: SweepOptions) -> Iterator[None]:
+    if options.address and ":" in options.address and "://" not in options.address:
+        _reach(options.address)  # Ray itself tries for minutes
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    try:
+        ray.init(
+            address=options.address,
+            num_cpus=None if options.address else options.cpus,
+            include_dashboard=None if options.address else False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            namespace="streamwise",
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UsageError(
+            f"there is no Ray cluster at {options.address}: {str(error).splitlines()[0]}"
+            if options.address
+            else f"Ray cannot be started: {str(error).splitlines()[0]}"
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _native_errors_to(log: Path) -> Iterator[None]:
+    """Send what Ray's own threads write to standard error to a file: it would tear the display apart.
+
+    What matters of it comes as an exception, too. Python's standard error stays what it is.
+    """
+    ours = os.dup(2)
+    before = sys.stderr
+    with log.open("a") as file, os.fdopen(ours, "w", buffering=1) as stderr:
+        before.flush()
+        os.dup2(file.fileno(), 2)
+        with contextlib.suppress(OSError):  # of a stream without a file
+            if before.fileno() == 2:
+                sys.stderr = stderr
+        try:
+            yield
+        finally:
+            sys.stderr = before
+            stderr.flush()
+            os.dup2(ours, 2)
+
+
+def _reach(address: str) -> None:
+    """Raise UsageError unless something listens at HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=5.0).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise UsageError(
+            f"there is no Ray cluster at {address} ({getattr(error, 'strerror', None) or error}); "
+            "`ray status` on its head node says where it is."
+        ) from None
+
+
+class _Driver:
+    """Hands runs to runners until all have finished or been given up."""
+
+    def __init__(self, spec: SweepSpec, options: SweepOptions, console: Console) -> None:
+        import ray
+
+        self.ray: Any = ray
+        self.spec, self.options = spec, options
+        self.journal = Journal(options.out / "events.jsonl")
+        self.slots: list[Slot] = []
+        self.failed: dict[str, str] = {}
+        done = self._finished_before()
+        self.finished = len(done)
+        self.waiting = [Job(run, self._placed(run)) for run in spec.runs if run.name not in done]
+        self.display = SweepDisplay(spec.name, spec.runs, done, console)
+        self.signal: int | None = None
+        self._asked_at = self._counted_at = -float("inf")
+
+    def run(self) -> SweepResult:
+        """Run all that waits."""
+        resumed = any(Journal.events(self.journal.path))
+        self.journal.add("sweep resumed" if resumed else "sweep started", runs=len(self.spec.runs))
+        with self.display, self._stop_on_signals():
+            while self.waiting or any(slot.job for slot in self.slots):
+                if self.signal is not None:
+                    self._stop_all()
+                    break
+                self._match_slots_to_cluster()
+                self._assign()
+                self._ask()
+                self._wait()
+                self.display.update(self.slots, self.waiting, self.finished, self.failed)
+        event = "sweep interrupted" if self.signal is not None else "sweep finished"
+        self.journal.add(event, finished=self.finished, failed=len(self.failed))
+        return SweepResult(self.options.out, self.finished, self.failed, len(self.spec.runs), self.signal)
+
+    # ---- what there is to do ----
+
+    def _finished_before(self) -> set[str]:
+        """Return the runs whose end is in the journal, at the length that is asked for, and still there."""
+        steps = {run.name: run.config.steps for run in self.spec.runs}
+        return {
+            event["run"]
+            for event in Journal.events(self.journal.path)
+            if event["event"] == "finished"
+            and event["run"] in steps
+            and event["planned"] >= steps[event["run"]]
+            and (self._directory(event["run"]) / "config.toml").is_file()
+        }
+
+    def _directory(self, name: str) -> Path:
+        return self.options.out / "runs" / name
+
+    def _placed(self, run: PlannedRun) -> RunConfig[Any]:
+        """Return the settings of a run with the place where it keeps everything.
+
+        With a storage of its own, the sweep's directory need not be seen by the nodes: a run then works in a
+        scratch folder of its node, and what it leaves is fetched when it has ended.
+        """
+        storage = self.options.storage
+        if storage is None:
+            return replace(run.config, out=self._directory(run.name))
+        sweep = f"{self.spec.name}-{sha256(storage.encode()).hexdigest()[:8]}"
+        scratch = Path(tempfile.gettempdir()) / "streamwise" / sweep / run.name
+        return replace(run.config, out=scratch, storage=f"{storage.rstrip('/')}/{run.name}")
+
+    # ---- runners ----
+
+    def _match_slots_to_cluster(self) -> None:
+        """Have as many runners as the nodes that are alive have room for, and runs that wait for one."""
+        now = time.monotonic()
+        if now - self._counted_at < _COUNT_NODES_EVERY_SECONDS:
+            return
+        self._counted_at = now
+        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        room = sum(_room_on(node, self.spec.resources) for node in nodes)
+        if room == 0 and not self.slots:
+            raise UsageError(
+                f"no node has what one run is given ({_describe(self.spec.resources)}); "
+                "change [resources], or add a node."
+            )
+        busy = sum(slot.job is not None for slot in self.slots)
+        wanted = min(room, busy + len(self.waiting))
+        for slot in [slot for slot in self.slots if slot.job is None][: max(0, len(self.slots) - wanted)]:
+            self.ray.kill(slot.runner)
+            self.slots.remove(slot)
+        while len(self.slots) < wanted:
+            self.slots.append(self._new_slot())
+
+    def _new_slot(self) -> Slot:
+        resources = self.spec.resources
+        runner = (
+            self.ray.remote(concurrency_groups={"watch": 1})(Runner)
+            .options(
+                num_cpus=resources.cpus,
+                num_gpus=resources.gpus,
+                memory=None if resources.memory_gb is None else int(resources.memory_gb * 2**30),
+                resources=resources.custom or None,
+                max_restarts=-1,  # how often one is worth it is decided here, run by run
+                scheduling_strategy="SPREAD",
+            )
+            .remote()
+        )
+        return Slot(runner, self._started(runner))
+
+    @staticmethod
+    def _started(runner: Any) -> Any:
+        """Return a call that answers when the runner is there, however often it has to be started."""
+        return runner.where.options(max_task_retries=-1).remote()
+
+    def _assign(self) -> None:
+        now = time.monotonic()
+        for slot in self.slots:
+            if slot.call is None and slot.job is None:
+                place = next((i for i, job in enumerate(self.waiting) if job.not_before <= now), None)
+                if place is None:
+                    return
+                job = self.waiting.pop(place)
+                slot.job, slot.progress = job, None
+                slot.call = slot.runner.run.remote(job.run.name, job.config, self.options.storage is not None)
+                node = slot.where and f"{slot.where.host}:{slot.where.node[:6]}"
+                self.journal.add(
+                    "started", run=job.run.name, node=node, process=slot.where and slot.where.process
+                )
+
+    def _ask(self) -> None:
+        """Ask every runner that is at work how far it is, unless it has yet to answer."""
+        now = time.monotonic()
+        if now - self._asked_at < _ASK_EVERY_SECONDS:
+            return
+        self._asked_at = now
+        for slot in self.slots:
+            if slot.job is not None and slot.asked is None:
+                slot.asked = slot.runner.progress.options(concurrency_group="watch").remote()
+
+    def _wait(self) -> None:
+        """Wait a moment for whatever comes first, and take it in."""
+        calls = {slot.call: slot for slot in self.slots if slot.call is not None}
+        asked = {slot.asked: slot for slot in self.slots if slot.asked is not None}
+        everything = [*calls, *asked]
+        if not everything:
+            time.sleep(_LONGEST_WAIT_SECONDS)
+            return
+        ready, _ = self.ray.wait(everything, timeout=_LONGEST_WAIT_SECONDS)
+        more, _ = self.ray.wait(everything, num_returns=len(everything), timeout=0)
+        for ref in {*ready, *more}:
+            if ref in asked:
+                self._take_progress(asked[ref])
+            else:
+                self._take_answer(calls[ref])
+
+    def _take_progress(self, slot: Slot) -> None:
+        call, slot.asked = slot.asked, None
+        try:
+            progress = self.ray.get(call)
+        except self.ray.exceptions.RayError:  # what became of the run is the answer of another call
+            return
+        if progress is not None and slot.job is not None and progress.run == slot.job.run.name:
+            slot.progress = progress
+
+    def _take_answer(self, slot: Slot) -> None:
+        """A runner has come up, or its run has ended, or it has died."""
+        call, slot.call = slot.call, None
+        job, slot.job = slot.job, None
+        try:
+            answer = self.ray.get(call)
+        except self.ray.exceptions.RayError as error:
+            slot.call, slot.asked = self._started(slot.runner), None
+            if job is not None:
+                self._lost(job, slot, error)
+            return
+        if isinstance(answer, Where):
+            slot.where = answer
+        elif job is not None:
+            self._ended(job, slot, answer)
+
+    # ---- runs ----
+
+    def _ended(self, job: Job, slot: Slot, outcome: Outcome) -> None:
+        name = job.run.name
+        what = {"run": name, "step": outcome.step, "seconds": outcome.seconds}
+        if self.options.storage is not None and job.config.storage is not None:
+            fetch(job.config.storage, self._directory(name))
+        if outcome.error is None and not outcome.stopped:
+            self.finished += 1
+            self.journal.add("finished", **what, planned=job.config.steps, mean_return=outcome.mean_return)
+            self.display.finished(job, outcome)
+        elif outcome.error is None:
+            self.journal.add("interrupted", **what)
+            self.waiting.append(job)
+        else:
+            self._failed(job, outcome.error, outcome.began_at, what, is_final=outcome.is_final)
+
+    def _lost(self, job: Job, slot: Slot, error: Exception) -> None:
+        """The process of a run is gone, or its node."""
+        progress, slot.progress = slot.progress, None
+        step, began_at = (progress.step, progress.began_at) if progress else (None, job.began_at)
+        what = {"run": job.run.name, "step": step, "seconds": progress and progress.seconds}
+        self._failed(job, _why(error), began_at, what, event="lost")
+
+    def _failed(
+        self,
+        job: Job,
+        reason: str,
+        began_at: int,
+        what: dict[str, Any],
+        *,
+        event: str = "failed",
+        is_final: bool = False,
+    ) -> None:
+        """Try again after a pause, or give the run up."""
+        job.failures = 1 if began_at > job.began_at else job.failures + 1
+        job.began_at = max(began_at, job.began_at)
+        if is_final or job.failures > self.options.max_failures:
+            self.failed[job.run.name] = reason
+            self.journal.add("failed", **what, message=reason)
+            self.display.gave_up(job, reason)
+            return
+        pause = min(_FIRST_PAUSE_SECONDS * 2.0 ** (job.failures - 1), _LONGEST_PAUSE_SECONDS)
+        job.restarts += 1
+        job.not_before = time.monotonic() + pause
+        self.waiting.insert(0, job)
+        self.journal.add("lost", **what, message=reason)
+        self.display.lost(job, reason, pause)
+
+    # ---- the end ----
+
+    @contextmanager
+    def _stop_on_signals(self) -> Iterator[None]:
+        def request(number: int, frame: FrameType | None) -> None:
+            self.signal = number
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+        before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _stop_all(self) -> None:
+        """Have every run end with a checkpoint."""
+        self.display.stopping(sum(slot.job is not None for slot in self.slots))
+        for slot in self.slots:
+            if slot.job is not None:
+                slot.runner.stop.options(concurrency_group="watch").remote()
+        deadline = time.monotonic() + _STOP_WITHIN_SECONDS
+        while any(slot.job for slot in self.slots) and time.monotonic() < deadline:
+            self._wait()
+
+
+def _room_on(node: dict[str, float], resources: Resources) -> int:
+    """Return how many runs fit on a node."""
+    needed = {
+        "CPU": resources.cpus,
+        "GPU": resources.gpus,
+        "memory": (resources.memory_gb or 0.0) * 2**30,
+        **resources.custom,
+    }
+    return int(min(node.get(name, 0.0) / amount for name, amount in needed.items() if amount > 0.0))
+
+
+def _describe(resources: Resources) -> str:
+    parts = {"cpus": resources.cpus, "gpus": resources.gpus, "memory_gb": resources.memory_gb or 0.0}
+    return ", ".join(f"{name} {amount:g}" for name, amount in {**parts, **resources.custom}.items() if amount)
+
+
+def _why(error: Exception) -> str:
+    """Return, of Ray's pages on a death, the line that names the cause."""
+    text = str(error)
+    if "node" in text and ("died" in text or "dead" in text) and "OOM" not in text:
+        return "its node died"
+    if "OutOfMemory" in type(error).__name__ or "OOM" in text or "memory pressure" in text:
+        return "its process was ended because the node ran out of memory"
+    return "its process died"

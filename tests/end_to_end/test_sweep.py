@@ -1,0 +1,173 @@
+"""Sweeps on a real Ray: finished, killed, resumed, moved to another node, and equal to a sweep left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from killing import differences
+
+from streamwise.runs.sweep import Journal
+from streamwise.runs.sweep_spec import load_sweep
+
+SPEC = """
+name = "tried"
+environments = ["CartPole-v1", "HalfCheetah-v5"]
+seeds = 2
+steps = 3_000
+checkpoint_every = 250
+
+[agents.intentional]
+"""
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "streamwise", "sweep", *arguments]
+
+
+def start(*arguments: str) -> subprocess.Popen:
+    """Start a sweep in a process group of its own, as a terminal does."""
+    return subprocess.Popen(
+        command(*arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(*arguments: str, code: int = 0) -> str:
+    process = start(*arguments)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == code, output
+    assert "Traceback" not in output
+    return output
+
+
+def events(out: Path, *names: str) -> list[dict]:
+    return [event for event in Journal.events(out / "events.jsonl") if event["event"] in names]
+
+
+def wait_for(condition, what: str, seconds: float = 240.0):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"{what} did not come in {seconds:g} s")
+
+
+def checkpoints(directory: Path) -> int:
+    return len(list(directory.glob("*/checkpoints/step-*")))
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("spec") / "spec.toml"
+    path.write_text(SPEC)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def left_alone(tmp_path_factory, spec) -> Path:
+    out = tmp_path_factory.mktemp("alone") / "sweep"
+    output = finish(spec, "--out", str(out))
+    assert "4 of 4 runs finished" in output
+    return out
+
+
+def assert_equal(found: Path, expected: Path) -> None:
+    names = sorted(path.name for path in (expected / "runs").iterdir())
+    assert names == sorted(path.name for path in (found / "runs").iterdir())
+    assert {name: differences(found / "runs" / name, expected / "runs" / name) for name in names} == {
+        name: [] for name in names
+    }
+
+
+def test_a_sweep_leaves_its_runs_a_journal_and_a_report(left_alone):
+    assert {path.name for path in left_alone.iterdir()} >= {
+        "events.jsonl", "report.html", "report.png", "runs", "sweep.toml"
+    }  # fmt: skip
+    runs = {run.name for run in load_sweep(str(left_alone)).runs}
+    assert {event["run"] for event in events(left_alone, "finished")} == runs
+    for event in events(left_alone, "finished"):
+        assert event["step"] == 3_000
+        assert 0.0 < event["seconds"] < 600.0
+
+
+def test_a_run_of_a_sweep_is_what_train_makes(left_alone, tmp_path):
+    run = next(run for run in load_sweep(str(left_alone)).runs if run.name.startswith("CartPole"))
+    flags = ["--steps=3000", "--checkpoint-every=250", f"--seed={run.config.seed}", "--label=intentional"]
+    train = [sys.executable, "-m", "streamwise", "train", "CartPole-v1", *flags, f"--out={tmp_path / 'run'}"]
+    subprocess.run(train, check=True, capture_output=True)
+    assert differences(left_alone / "runs" / run.name, tmp_path / "run") == []
+
+
+def test_what_has_finished_is_not_run_again(left_alone):
+    before = len(events(left_alone, "started"))
+    output = finish(str(left_alone))
+    assert "4 of them finished before" in output
+    assert len(events(left_alone, "started")) == before
+
+
+def test_killed_runners_and_a_killed_driver_change_nothing(left_alone, spec, tmp_path):
+    """A runner dies while its run is under way, then the driver itself; another driver goes on."""
+    out = tmp_path / "sweep"
+    driver = start(spec, "--out", str(out))
+    wait_for(lambda: checkpoints(out / "runs") >= 2, "a checkpoint")
+    finished = {event["run"] for event in events(out, "finished")}
+    at_work = [event for event in events(out, "started") if event["run"] not in finished]
+    os.kill(at_work[-1]["process"], signal.SIGKILL)
+    wait_for(lambda: events(out, "lost", "finished"), "news of the dead runner")
+    wait_for(lambda: len(events(out, "started")) > 2, "another run")
+    driver.kill()
+    driver.wait()
+    output = finish(spec, "--out", str(out), "--resume")
+    assert "4 of 4 runs finished" in output
+    assert_equal(out, left_alone)
+
+
+def test_ctrl_c_ends_every_run_with_a_checkpoint(left_alone, spec, tmp_path):
+    out = tmp_path / "sweep"
+    driver = start(spec, "--out", str(out))
+    wait_for(lambda: checkpoints(out / "runs") >= 1, "a checkpoint")
+    os.killpg(driver.pid, signal.SIGINT)  # as a terminal does: to every process of the group
+    output, _ = driver.communicate(timeout=240)
+    assert driver.returncode == 130, output
+    assert f"go on:  streamwise sweep {out}" in output
+    assert "Traceback" not in output
+    stopped = events(out, "interrupted")
+    for event in stopped:
+        assert (out / "runs" / event["run"] / "checkpoints" / f"step-{event['step']:012d}").is_dir()
+    assert stopped or events(out, "finished")
+    finish(str(out))
+    assert_equal(out, left_alone)
+
+
+def test_a_run_that_cannot_work_is_given_up_and_the_others_finish(tmp_path):
+    path = tmp_path / "spec.toml"
+    path.write_text(
+        'environments = ["CartPole-v1", "HalfCheetah-v5"]\nsteps = 300\n[agents.q]\nagent = "stream-q"'
+    )
+    output = finish(str(path), "--out", str(tmp_path / "sweep"), code=1)
+    assert "1 of 2 runs finished, 1 failed" in output
+    assert "HalfCheetah-v5-q-seed0: failed:" in output
+    (failed,) = events(tmp_path / "sweep", "failed")
+    assert "Discrete" in failed["message"]
+    assert len(events(tmp_path / "sweep", "started")) == 2  # what would fail again is not tried again
+
+
+def test_a_journal_whose_last_line_is_half_written_goes_on(tmp_path):
+    path = tmp_path / "events.jsonl"
+    Journal(path).add("started", run="a")
+    with path.open("a") as file:
+        file.write('{"event": "fini')
+    Journal(path).add("finished", run="a", step=3)
+    assert [event["event"] for event in Journal.events(path)] == ["started", "finished"]
+    assert json.loads(path.read_text().splitlines()[-1])["step"] == 3
