@@ -10,6 +10,7 @@ import math
 import re
 import textwrap
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -30,7 +31,23 @@ from streamwise.runs.statistics import (
     running_mean,
 )
 
-__all__ = ["DASHES", "SERIES", "learning_panels", "metric_panels", "png", "prediction_panels", "svgs"]
+__all__ = [
+    "DASHES",
+    "SERIES",
+    "Band",
+    "Panels",
+    "Whisker",
+    "curve_panel",
+    "learning_panels",
+    "metric_panels",
+    "png",
+    "prediction_panels",
+    "profile_panel",
+    "svgs",
+    "sweep_png",
+    "whisker_panel",
+    "whisker_size",
+]
 
 Draw = Callable[[Axes], None]
 Panels = dict[str, Draw]  # by title
@@ -78,6 +95,29 @@ STYLE: dict[str, Any] = {
 }
 
 
+@dataclass(frozen=True)
+class Band:
+    """A line within its interval; low and high are NaN where there is none. All [n]."""
+
+    label: str
+    place: int
+    x: Array
+    y: Array
+    low: Array
+    high: Array
+
+
+@dataclass(frozen=True)
+class Whisker:
+    """A number within its interval; low and high are NaN where there is none."""
+
+    name: str
+    place: int
+    value: float
+    low: float
+    high: float
+
+
 def svgs(
     panels: Panels, size: tuple[float, float], first: tuple[float, float] | None = None
 ) -> dict[str, Markup]:
@@ -105,13 +145,42 @@ def _svg(title: str, draw: Draw, size: tuple[float, float]) -> Markup:
     variables = {colour: f"series-{place}" for place, colour in enumerate(COLOURS)}
     for colour, name in (variables | {INK: "ink", MUTED: "muted", LINE: "line"}).items():
         body = body.replace(colour, f"var(--{name})")
-    alt = escape(f"{title}: {axes.get_ylabel() or 'mean'} over steps")
+    what = f"{axes.get_ylabel() or 'mean'} over {axes.get_xlabel()}" if axes.yaxis.get_visible() else ""
+    alt = escape(f"{title}: {what or axes.get_xlabel()}")
     return Markup(f'<svg {view_box.group()} role="img" aria-label="{alt}">{body}</svg>')
 
 
 def png(title: str, groups: Sequence[Group]) -> bytes:
     """Return the main figure: learning curves by environment, then the first prediction of every line."""
-    panels, layout, heights = _arranged(groups)
+    return _png(title, *_arranged(groups))
+
+
+def sweep_png(title: str, curves: Panels, rows: Sequence[tuple[Panels, float]]) -> bytes:
+    """Return the main figure of a sweep: curves by environment, then rows of panels that sum them up.
+
+    rows: one to three panels each, with the height of the row in inches.
+    """
+    columns = 1 if len(curves) == 1 else 2 if len(curves) in (2, 4) else 3
+    layout = _rows(range(len(curves)), columns)
+    heights = [3.6 if columns == 1 else 2.8] * len(layout)
+    panels = list(curves.items())
+    for row, height in rows:
+        layout += _rows(range(len(panels), len(panels) + len(row)), len(row))
+        heights.append(height)
+        panels += row.items()
+    return _png(title, panels, layout, heights)
+
+
+def _rows(places: Sequence[int], columns: int) -> list[list[Any]]:
+    """Return rows of six cells that each hold a place; a dot where a row is not full."""
+    rows = [places[at : at + columns] for at in range(0, len(places), columns)]
+    filled = [[place for place in row for _ in range(6 // columns)] for row in rows]
+    return [[*row, *["."] * (6 - len(row))] for row in filled]
+
+
+def _png(
+    title: str, panels: Sequence[tuple[str, Draw]], layout: list[list[Any]], heights: list[float]
+) -> bytes:
     with matplotlib.style.context(["default", STYLE, {"font.size": 11, "axes.titlesize": 12}]):
         figure = Figure(figsize=(10, 0.6 + sum(heights or [2.4])), layout="constrained")
         figure.suptitle("\n".join(textwrap.wrap(title, 85)), fontsize=14, x=0.01, ha="left")
@@ -138,10 +207,8 @@ def _arranged(groups: Sequence[Group]) -> tuple[list[tuple[str, Draw]], list[lis
     """Return the panels of the PNG, rows of six cells that each hold the place of a panel, and heights."""
     panels = list(learning_panels(groups).items())
     columns = max(1, min(3, len(panels)))
-    rows = [range(len(panels))[at : at + columns] for at in range(0, len(panels), columns)]
-    layout: list[list[Any]] = [[place for place in row for _ in range(6 // columns)] for row in rows]
-    layout = [[*row, *["."] * (6 - len(row))] for row in layout]
-    heights = [5.8 - 0.8 * columns] * len(rows)
+    layout = _rows(range(len(panels)), columns)
+    heights = [5.8 - 0.8 * columns] * len(layout)
     for run in (group.predicting[0] for group in groups if group.predicting):
         if parts := list(prediction_panels(run).items()):
             whole = len(panels)
@@ -182,6 +249,29 @@ def prediction_panels(run: Run) -> Panels:
         f"The last {close_up} steps whose return is known": slice(known - close_up, known),
     }
     return {title: partial(_draw_prediction, run, part) for title, part in parts.items() if known}
+
+
+def curve_panel(bands: Sequence[Band]) -> Draw:
+    """Return a panel of learning curves."""
+    return partial(_draw_bands, bands, "steps", f"return (mean of {EPISODES} episodes)")
+
+
+def profile_panel(bands: Sequence[Band]) -> Draw:
+    """Return a panel of the fraction of runs above every score."""
+    return partial(_draw_bands, bands, "normalized score", "fraction of runs above")
+
+
+def whisker_panel(whiskers: Sequence[Whisker], across: str, even: float | None = None) -> Draw:
+    """Return a panel of numbers from 0 to 1 in their intervals, one below the other.
+
+    across: what the numbers are; even: where a line marks that two are equal.
+    """
+    return partial(_draw_whiskers, whiskers, across, even)
+
+
+def whisker_size(whiskers: Sequence[Whisker], width: float) -> tuple[float, float]:
+    """Return the size in inches of such a panel."""
+    return width, 0.75 + 0.36 * len(whiskers)
 
 
 # ---- one pair of axes ----
@@ -234,6 +324,33 @@ def _draw_prediction(run: Run, part: slice, axes: Axes) -> None:
     axes.set_ylabel("discounted sum")
 
 
+def _draw_bands(bands: Sequence[Band], across: str, up: str, axes: Axes) -> None:
+    for band in bands:
+        style = _line_style(band.place)
+        axes.fill_between(band.x, band.low, band.high, color=style["color"], alpha=0.18, linewidth=0)
+        axes.plot(band.x, band.y, label=band.label, **style)
+    _finish_axes(axes, across=across)
+    axes.set_xlim(left=0)
+    axes.set_ylabel(up)
+
+
+def _draw_whiskers(whiskers: Sequence[Whisker], across: str, even: float | None, axes: Axes) -> None:
+    if even is not None:
+        axes.axvline(even, color=MUTED, linewidth=1, alpha=0.6)
+    for row, whisker in enumerate(whiskers):
+        colour = COLOURS[whisker.place % len(COLOURS)]
+        axes.plot([whisker.low, whisker.high], [row, row], color=colour, linewidth=2.5, alpha=0.6)
+        axes.plot(whisker.value, row, "o", color=colour, markersize=6)
+        # Above its row, where the longest name finds room.
+        name = textwrap.shorten(whisker.name, 60, placeholder=" …")
+        axes.annotate(name, (0.0, row), (0, 7), textcoords="offset points", fontsize="small")
+    _finish_axes(axes, across=across)
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_ylim(len(whiskers) - 0.5, -0.8)
+    axes.spines.left.set_visible(False)
+    axes.yaxis.set_visible(False)
+
+
 def _curves(rows: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
     """Return the running mean over 20 rows of every run, at steps where all have begun and none has ended.
 
@@ -262,14 +379,14 @@ def _line_style(place: int) -> dict[str, Any]:
     return {"color": COLOURS[place % len(COLOURS)], "linestyle": dash}
 
 
-def _finish_axes(axes: Axes, ticks: int = 5) -> None:
+def _finish_axes(axes: Axes, ticks: int = 5, across: str = "steps") -> None:
     if axes.get_yscale() == "linear":
         axes.yaxis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(_tick)
     axes.yaxis.set_major_formatter(_tick)
     axes.tick_params(length=0)
-    axes.set_xlabel("steps")
+    axes.set_xlabel(across)
 
 
 def _tick(value: float, _position: float | None = None) -> str:

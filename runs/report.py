@@ -7,10 +7,11 @@ Runs of the same environment, agent and settings are seeds of one line. Most wor
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import numpy as np
@@ -20,7 +21,18 @@ from streamwise.runs.run_data import EPISODES, Group, Run, by_environment, read_
 from streamwise.runs.statistics import bootstrap_interval
 from streamwise.streams import UsageError
 
-__all__ = ["ReportFiles", "write_report"]
+__all__ = [
+    "ReportFiles",
+    "Row",
+    "duration_text",
+    "median",
+    "number_text",
+    "render",
+    "report_files",
+    "span_text",
+    "write_files",
+    "write_report",
+]
 
 Row = dict[str, str]  # of a table, from column to cell
 
@@ -40,29 +52,48 @@ def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> ReportFil
     the current one for several runs. Raises UsageError for a directory that is no run, for damaged files, and
     for an `out` that cannot be written.
     """
-    files = _report_files(run_dirs, out)
+    files = report_files(run_dirs, out)
     groups = read_groups(run_dirs)
     page, png = _page(groups), figures.png(_title(groups), groups)
-    try:
-        files.html.parent.mkdir(parents=True, exist_ok=True)
-        files.html.write_text(page, encoding="utf-8")
-        files.png.write_bytes(png)
-    except OSError as error:
-        raise UsageError(
-            f"{error.filename} cannot be written ({error.strerror}); choose another --out."
-        ) from None
+    write_files({files.html: page.encode(), files.png: png})
     return files
 
 
-def _report_files(run_dirs: Sequence[Path], out: Path | None) -> ReportFiles:
-    if not run_dirs:
+def report_files(directories: Sequence[Path], out: Path | None) -> ReportFiles:
+    """Return where the report of these directories goes. Raises UsageError for an `out` that is no page."""
+    if not directories:
         raise UsageError("name at least one run directory: streamwise report RUN_DIR...")
     if out is None:
-        out = (run_dirs[0] if len(run_dirs) == 1 else Path()) / "report.html"
+        out = (directories[0] if len(directories) == 1 else Path()) / "report.html"
     elif out.suffix not in (".html", ".htm") or out.is_dir():
         better = out / "report.html" if out.is_dir() else out.with_suffix(".html")
         raise UsageError(f"--out {out} does not name a page; try --out {better}.")
     return ReportFiles(out, out.with_suffix(".png"))
+
+
+def write_files(contents: Mapping[Path, bytes]) -> None:
+    """Write the files of a report. Raises UsageError where that cannot be done."""
+    try:
+        for path, content in contents.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    except OSError as error:
+        raise UsageError(
+            f"{error.filename} cannot be written ({error.strerror}); choose another --out."
+        ) from None
+
+
+def render(template: str, **values: Any) -> str:
+    """Return a page from its template and what is written into it."""
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    looks = {"colours": list(figures.SERIES.items()), "dashes": list(figures.DASHES.values())}
+    return templates.get_template(template).render(looks | values)
 
 
 def _page(groups: Sequence[Group]) -> str:
@@ -71,20 +102,12 @@ def _page(groups: Sequence[Group]) -> str:
     predicting = [group.predicting[0] for group in groups if group.predicting]
     compared = by_environment(group for group in groups if group.compared)
     shared, differing = _configuration(runs)
-    templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return templates.get_template("report.html").render(
+    return render(
+        "report.html",
         title=_title(groups),
         summary=_summary(groups),
         notes=_notes(groups),
         episodes=EPISODES,
-        colours=list(figures.SERIES.items()),
-        dashes=list(figures.DASHES.values()),
         labels=_places(groups),
         legend=_places(group for group in groups if group.has_episodes),
         learning=figures.svgs(learning, (6.2, 3.5) if len(learning) == 1 else (3.9, 2.7)),
@@ -129,14 +152,14 @@ def _summary(groups: Sequence[Group]) -> str:
     parts.append(f"{max(run.last_step for run in runs):,} steps")
     if len(groups) == 1 and groups[0].has_episodes:
         finals = [run.final for run in groups[0].compared]
-        spread = f" (median over seeds; {_span(min(finals), max(finals))})" if len(finals) > 1 else ""
-        parts.append(f"mean return of the last {EPISODES} episodes {_number(_median(finals))}{spread}")
+        spread = f" (median over seeds; {span_text(min(finals), max(finals))})" if len(finals) > 1 else ""
+        parts.append(f"mean return of the last {EPISODES} episodes {number_text(median(finals))}{spread}")
     if len(runs) == 1 and (scores := runs[0].scores) and scores.scored_steps:
-        ratio = _number(scores.ratio_to_running_mean)
+        ratio = number_text(scores.ratio_to_running_mean)
         parts.append(f"squared error {ratio} times that of predicting the mean so far")
-    speed = _median([run.steps_per_second for group in groups for run in group.compared])
+    speed = median([run.steps_per_second for group in groups for run in group.compared])
     if math.isfinite(speed):
-        parts.append(f"{_number(speed)} steps/s")
+        parts.append(f"{number_text(speed)} steps/s")
     return " · ".join(parts)
 
 
@@ -182,15 +205,15 @@ def _results(groups: Sequence[Group]) -> list[Row]:
             "environment": group.environment,
             "agent": group.label,
             "seeds": str(len(finals)),
-            "steps": f"{_median([run.last_step for run in group.compared]):,.0f}",
+            "steps": f"{median([run.last_step for run in group.compared]):,.0f}",
         }
         if any(len(group.compared) > 1 for group in groups):
-            row["median"] = _number(_median(finals))
-            row["min"], row["max"] = _number(min(finals)), _number(max(finals))
-            row["mean"] = _number(float(np.mean(finals)))
+            row["median"] = number_text(median(finals))
+            row["min"], row["max"] = number_text(min(finals)), number_text(max(finals))
+            row["mean"] = number_text(float(np.mean(finals)))
             row["95% interval"] = _interval(finals)
         else:
-            row[f"last {EPISODES}"] = _number(finals[0])
+            row[f"last {EPISODES}"] = number_text(finals[0])
         rows.append(row | _best_and_speed(group.compared))
     return rows
 
@@ -208,11 +231,11 @@ def _scores(groups: Sequence[Group]) -> list[Row]:
                 "agent": run.label,
                 "seed": run.seed,
                 "scored steps": f"{scores.first_step:,} to {scores.last_step:,}" if is_scored else "too few",
-                "learner": _number(scores.learner),
-                "mean so far": _number(scores.running_mean),
-                "ratio to it": _number(scores.ratio_to_running_mean),
-                "last value": _number(scores.last_cumulant),
-                "ratio to that": _number(scores.ratio_to_last_cumulant),
+                "learner": number_text(scores.learner),
+                "mean so far": number_text(scores.running_mean),
+                "ratio to it": number_text(scores.ratio_to_running_mean),
+                "last value": number_text(scores.last_cumulant),
+                "ratio to that": number_text(scores.ratio_to_last_cumulant),
             }
         )
     return rows
@@ -234,23 +257,23 @@ def _progress(run: Run) -> Row:
     return {
         "steps done": f"{run.last_step:,}",
         "episodes": f"{len(run.returns):,}",
-        f"last {EPISODES}": _number(run.final),
+        f"last {EPISODES}": number_text(run.final),
         **_best_and_speed([run]),
     }
 
 
 def _best_and_speed(runs: Sequence[Run]) -> Row:
     return {
-        f"best {EPISODES} in a row": _number(_median([run.best for run in runs])),
-        "steps/s": _number(_median([run.steps_per_second for run in runs])),
-        "wall time": _duration(_median([run.wall_time for run in runs])),
+        f"best {EPISODES} in a row": number_text(median([run.best for run in runs])),
+        "steps/s": number_text(median([run.steps_per_second for run in runs])),
+        "wall time": duration_text(median([run.wall_time for run in runs])),
     }
 
 
 # ---- numbers as people read them ----
 
 
-def _number(value: float) -> str:
+def number_text(value: float) -> str:
     """Four digits or so: 12,345; 123.4; 1.23; 0.00123."""
     if math.isnan(value):
         return "–"
@@ -260,22 +283,24 @@ def _number(value: float) -> str:
     return f"{value:.1f}" if size >= 100 else f"{value:.2f}" if size >= 1 else f"{value:.3g}"
 
 
-def _span(low: float, high: float) -> str:
-    return f"{_number(low)} to {_number(high)}"
+def span_text(low: float, high: float) -> str:
+    """From one number to another."""
+    return f"{number_text(low)} to {number_text(high)}"
 
 
 def _interval(values: Sequence[float]) -> str:
     if len(values) < 2:
         return "one seed"
     low, high = bootstrap_interval(values, np.mean)
-    return _span(float(low), float(high))
+    return span_text(float(low), float(high))
 
 
-def _median(values: Sequence[float]) -> float:
+def median(values: Sequence[float]) -> float:
+    """Return the median of the finite values; NaN where there are none."""
     known = [value for value in values if math.isfinite(value)]
     return float(np.median(known)) if known else math.nan
 
 
-def _duration(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
     """Hours, minutes and seconds: 1:02:03."""
     return str(timedelta(seconds=round(seconds))) if math.isfinite(seconds) else "–"

@@ -18,11 +18,21 @@ from numpy.typing import NDArray
 from streamwise.runs.statistics import PredictionScores, prediction_scores, running_mean
 from streamwise.streams import UsageError
 
-__all__ = ["EPISODES", "Array", "Group", "Run", "by_environment", "read_groups", "setting_text"]
+__all__ = [
+    "EPISODES",
+    "Array",
+    "Group",
+    "Run",
+    "by_environment",
+    "read_groups",
+    "read_learning",
+    "setting_text",
+]
 
 Array = NDArray[np.float64]
 
 EPISODES = 20  # in the mean that stands for "how good is it now"
+NO_PREDICTIONS = {name: np.zeros(0) for name in ("step", "prediction", "cumulant")}
 
 
 @dataclass(eq=False)
@@ -153,6 +163,15 @@ def read_groups(paths: Iterable[Path]) -> list[Group]:
     ]
 
 
+def read_learning(path: Path) -> Run:
+    """Read of a run directory only what a learning curve takes: many runs fit into memory.
+
+    Raises UsageError for what is no run, and for damaged files.
+    """
+    metrics = _read_metrics(path, ("step", "wall_time", "episode_return"))
+    return Run(path, _read_config(path), metrics, predictions=NO_PREDICTIONS)
+
+
 def by_environment(groups: Iterable[Group]) -> dict[str, list[Group]]:
     """Return the groups of every environment, in the order in which these appear."""
     environments: dict[str, list[Group]] = {}
@@ -173,9 +192,7 @@ def setting_text(value: Any) -> str:
 
 def _read_run(path: Path) -> Run:
     config = _read_config(path)
-    metrics = _read_columns(path / "metrics.parquet", ("step",))
-    if np.any(np.diff(metrics["step"]) < 0):
-        raise UsageError(f"{path / 'metrics.parquet'}: its steps fall; it holds the rows of two runs.")
+    metrics = _read_metrics(path)
     predictions = _read_columns(path / "predictions.parquet", ("step", "prediction", "cumulant"))
     discount = config["settings"].get("discount")
     is_known = isinstance(discount, int | float) and 0.0 <= discount <= 1.0
@@ -185,6 +202,13 @@ def _read_run(path: Path) -> Run:
             f"not {discount!r}; restore the file."
         )
     return Run(path, config, metrics, predictions)
+
+
+def _read_metrics(path: Path, wanted: Sequence[str] | None = None) -> dict[str, Array]:
+    metrics = _read_columns(path / "metrics.parquet", ("step",), wanted)
+    if np.any(np.diff(metrics["step"]) < 0):
+        raise UsageError(f"{path / 'metrics.parquet'}: its steps fall; it holds the rows of two runs.")
+    return metrics
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -206,12 +230,14 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _read_columns(file: Path, required: Sequence[str]) -> dict[str, Array]:
+def _read_columns(
+    file: Path, required: Sequence[str], wanted: Sequence[str] | None = None
+) -> dict[str, Array]:
     """Read the numeric columns of a Parquet file; empty ones if there is no file. Null becomes NaN."""
     if not file.is_file():
         return {name: np.zeros(0) for name in required}
     try:
-        table = pq.ParquetFile(file).read()
+        table = pq.ParquetFile(file).read(wanted)
     except (OSError, pa.ArrowException) as error:
         raise UsageError(
             f"{file} is damaged ({_one_line(error)}); leave {file.parent} out, or run it again."

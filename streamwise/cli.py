@@ -130,9 +130,9 @@ def _resume(argv: list[str]) -> int:
 class SweepArguments:
     """Run many environments, agents and seeds at once, on the cores of this machine or a Ray cluster.
 
-    SPEC is a .toml file, the name of one that comes with streamwise, or the directory of a sweep to go on with.
-    A sweep that was interrupted, or whose processes died, goes on where each run was: give the same command
-    again. Runs that have finished are not repeated, and new ones in the file are added.
+    SPEC is a .toml file, the name of one that comes with streamwise, or the directory of a sweep to go on
+    with. A sweep that was interrupted, or whose processes died, goes on where each run was: give the same
+    command again. Runs that have finished are not repeated, and new ones in the file are added.
 
     streamwise sweep small
     streamwise sweep experiment.toml --out outputs/experiment
@@ -184,9 +184,8 @@ def _sweep(argv: list[str]) -> int:
 
     options = SweepOptions(out, arguments.storage, arguments.address, arguments.cpus, arguments.max_failures)
     result = run_sweep(spec, options)
-    print(
-        f"{result.finished} of {result.runs} runs finished{f', {len(result.failed)} failed' * bool(result.failed)}"
-    )
+    failed = f", {len(result.failed)} failed" if result.failed else ""
+    print(f"{result.finished} of {result.runs} runs finished{failed}")
     print(f"sweep:  {out}")
     if result.signal is not None:
         print(f"go on:  streamwise sweep {out}")
@@ -273,28 +272,37 @@ def _checkpoints(argv: list[str]) -> int:
 
 @dataclass(frozen=True)
 class ReportArguments:
-    """Draw one or several runs: learning curves, results, speed, settings; HTML and PNG.
+    """Draw runs or sweeps: learning curves, results, speed, settings; HTML and PNG.
 
-    Several runs of one environment are drawn together, as seeds of one curve or as agents to compare.
+    Several runs of one environment are drawn together, as seeds of one curve or as agents to compare. Of a
+    sweep come interquartile means over seeds with bootstrap intervals, probabilities of improvement,
+    performance profiles, and every number as CSV and Parquet; several sweeps are compared with each other.
 
     streamwise report outputs/demo
     streamwise report outputs/CartPole-* --out cartpole.html
+    streamwise report outputs/small
+    streamwise report outputs/before outputs/after --out compared.html
     """
 
-    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN_DIR...")]
-    """One or more run directories."""
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="DIR...")]
+    """One or more run directories, or one or more sweeps."""
     out: Path | None = None
-    """The HTML file; the PNG goes beside it. Unset: in the run directory, or here for several runs."""
+    """The HTML file; the PNG goes beside it. Unset: in the directory, or here for several."""
 
 
 def _report(argv: list[str]) -> int:
     arguments = _parse(ReportArguments, "report", argv)
     from streamwise.runs.report import write_report
+    from streamwise.runs.sweep_report import is_sweep, write_sweep_report
     from streamwise.streams import UsageError
 
     if not arguments.runs:
         raise UsageError("name at least one run directory, for example outputs/demo.")
-    files = write_report(arguments.runs, arguments.out)
+    sweeps = [is_sweep(path) for path in arguments.runs]
+    if any(sweeps) and not all(sweeps):
+        which = arguments.runs[sweeps.index(False)]
+        raise UsageError(f"{which} is no sweep, and others are; draw runs and sweeps apart.")
+    files = (write_sweep_report if all(sweeps) else write_report)(arguments.runs, arguments.out)
     print(f"report: {files.html}\nplot:   {files.png}")
     return 0
 

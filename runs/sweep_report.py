@@ -1,0 +1,864 @@
+"""The report of sweeps: every agent on every environment over many seeds, and how sure the numbers are.
+
+One self-contained HTML page, its main figures as a PNG, and all their numbers as CSV and Parquet in a folder
+beside. Most words of the page are in `templates/sweep.html`; the statistics are in `aggregate.py`. Loading
+this module loads matplotlib: import it where it is used.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import math
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from streamwise.runs import figures
+from streamwise.runs.aggregate import (
+    RESAMPLES,
+    improvement,
+    interquartile_mean,
+    normalized,
+    overall_interquartile_mean,
+    performance_profile,
+)
+from streamwise.runs.report import (
+    ReportFiles,
+    Row,
+    duration_text,
+    median,
+    number_text,
+    render,
+    report_files,
+    write_files,
+)
+from streamwise.runs.run_data import EPISODES, Array, Run, read_learning, setting_text
+from streamwise.runs.statistics import bootstrap_interval, curve_on_grid, running_mean
+from streamwise.streams import UsageError
+
+__all__ = ["is_sweep", "write_sweep_report"]
+
+Record = dict[str, Any]  # a row of the data files, from column to number, text or None
+
+GRID_POINTS = 100  # of a learning curve
+THRESHOLDS = np.linspace(0.0, 1.0, 101)  # of a performance profile
+FEW_SEEDS = 5  # below, a bootstrap interval is too narrow more often than not
+MOST_FIGURE_ROWS = 30  # pairs of agents in one figure; the table has them all
+MOST_CURVES = 12  # environments in the PNG; the page has them all
+MANY_RUNS = 24  # from here on the table of runs is folded
+MOST_NAMED = 5  # runs in one note
+EVERYWHERE = "all environments"
+EVENTS = ("started", "finished", "failed", "lost", "interrupted")  # of a run
+OF_ONE_RUN = ("settings", "versions", "environment", "seed", "label", "out", "storage", "target")
+
+# What the data files hold: by file, its columns; of text or whole numbers where they are named here.
+TEXT = "sweep run environment agent over seed status problem"
+WHOLE = "seeds step steps planned_steps episodes restarts failures runs environments"
+COLUMNS = {
+    "curves": "environment agent step iqm low high seeds",
+    "finals": "sweep run environment agent seed steps final normalized steps_per_second wall_time",
+    "summary": "environment agent seeds iqm low high median mean lowest highest steps_per_second",
+    "aggregate": "agent environments runs iqm low high",
+    "improvement": "environment agent over probability low high environments",
+    "profiles": "agent threshold fraction low high",
+    "runs": "sweep run environment agent seed status steps planned_steps episodes seconds restarts failures "
+    "problem",
+}
+
+
+def is_sweep(path: Path) -> bool:
+    """Return whether a directory is that of a sweep."""
+    return (path / "sweep.toml").is_file()
+
+
+def write_sweep_report(sweeps: Sequence[Path], out: Path | None = None) -> ReportFiles:
+    """Write the report of one sweep, or of several compared.
+
+    out: the page, *.html; beside it lie the figure, *.png, and the folder *-data. Unset: report.html in the
+    sweep's directory, or in the current one for several. Unfinished, failed and damaged runs are reported as
+    such. Raises UsageError for a directory that is no sweep or has no runs, and for an `out` that cannot be
+    written.
+    """
+    files = report_files(sweeps, out)
+    read = _read_sweeps(sweeps)
+    runs = [run for sweep in read for run in sweep.runs]
+    cells = _cells(runs)
+    tables = _tables(runs, cells)
+    title = _title(read, cells)
+    folder = files.html.with_name(f"{files.html.stem}-data")
+    contents = {files.html: _page(title, read, runs, cells, tables, folder).encode()}
+    contents[files.png] = _png(title, cells, tables)
+    for name, records in tables.items():
+        contents |= _data_files(folder / name, name, records)
+    write_files(contents)
+    return files
+
+
+# ---- reading ----
+
+
+@dataclass(frozen=True, eq=False)
+class SweepRun:
+    """One run of a sweep: its directory, and what the driver saw of it."""
+
+    sweep: str
+    name: str
+    label: str
+    run: Run | None  # None where there is no directory that can be read
+    events: list[Record]
+    damage: str = ""  # why there is none
+
+    @property
+    def status(self) -> str:
+        """In a word."""
+        if self.events:
+            last = str(self.events[-1]["event"])
+            return "unfinished" if last == "started" else last
+        if self.run is None:
+            return "damaged"
+        return "finished" if self.run.last_step and not self.run.stopped_early else "unfinished"
+
+    @property
+    def restarts(self) -> int:
+        """How often it was started again."""
+        return max(0, self.count("started") - 1)
+
+    @property
+    def failures(self) -> int:
+        """How often it was lost, or given up."""
+        return self.count("lost") + self.count("failed")
+
+    def count(self, event: str) -> int:
+        """How often the driver saw this."""
+        return sum(seen["event"] == event for seen in self.events)
+
+    @property
+    def seconds(self) -> float:
+        """Of all attempts together; without events, up to the last row of metrics."""
+        spent = [_number(event.get("seconds")) for event in self.events]
+        known = [seconds for seconds in spent if math.isfinite(seconds)]
+        return sum(known) if known else self.run.wall_time if self.run else math.nan
+
+    @property
+    def messages(self) -> list[str]:
+        """Why it was lost or given up, each reason once."""
+        said = [str(event["message"]) for event in self.events if event.get("message")]
+        return [" ".join(message.split()) for message in dict.fromkeys(said)]
+
+    @property
+    def environment(self) -> str:
+        """Empty where it is not known."""
+        return self.run.environment if self.run else ""
+
+    @property
+    def final(self) -> float:
+        """Mean return of the last 20 episodes; NaN for a series, and before the first episode."""
+        return self.run.final if self.run else math.nan
+
+    @property
+    def last_step(self) -> int:
+        """The last step that is on disk."""
+        return self.run.last_step if self.run else 0
+
+    @property
+    def title(self) -> str:
+        """As notes and tables name it."""
+        return f"{self.name} ({self.sweep})" if self.sweep else self.name
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One sweep read back."""
+
+    name: str
+    runs: list[SweepRun]
+    planned_runs: int
+    cores: float  # that each run was given
+    wall_time: float  # seconds at work; NaN where events do not say
+
+    @property
+    def core_seconds(self) -> float:
+        """Of all attempts of all runs."""
+        return self.cores * float(np.nansum([run.seconds for run in self.runs]))
+
+
+def _read_sweeps(paths: Sequence[Path]) -> list[Sweep]:
+    unique = list({path.resolve(): path for path in paths}.values())
+    specs = [_read_specification(path) for path in unique]
+    names = [str(spec.get("name") or path.resolve().name) for spec, path in zip(specs, unique, strict=True)]
+    if len(set(names)) < len(names):
+        names = [f"{name}, {path}" for name, path in zip(names, unique, strict=True)]
+    several = len(unique) > 1
+    return [_read_sweep(*found, several) for found in zip(unique, specs, names, strict=True)]
+
+
+def _read_specification(path: Path) -> Record:
+    if not is_sweep(path):
+        raise UsageError(f"{path} is not a sweep: it has no sweep.toml; name the directory of a sweep.")
+    try:
+        return tomllib.loads((path / "sweep.toml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        return {}  # the runs themselves tell the rest
+
+
+def _read_sweep(path: Path, spec: Record, name: str, is_compared: bool) -> Sweep:
+    events = _read_events(path / "events.jsonl")
+    by_run: dict[str, list[Record]] = {}
+    for event in events:
+        if isinstance(event.get("run"), str) and event["event"] in EVENTS:
+            by_run.setdefault(event["run"], []).append(event)
+    folders = {folder.name: folder for folder in (path / "runs").glob("*") if folder.is_dir()}
+    if not folders and not by_run:
+        raise UsageError(f"{path} has no runs yet; start it with: streamwise sweep {path / 'sweep.toml'}")
+    runs = []
+    # Runs were first started in the order of the specification, which is how its author thinks of them.
+    for run_name in dict.fromkeys([*by_run, *sorted(folders, key=_natural)]):
+        run, damage = None, "it has no directory"
+        if run_name in folders:
+            try:
+                run, damage = read_learning(folders[run_name]), ""
+            except UsageError as error:
+                damage = str(error)
+        label = str(run.config.get("label") or run.label) if run else ""
+        if run and is_compared:
+            label = f"{label} ({name})"
+        seen = by_run.get(run_name, [])
+        runs.append(SweepRun(name if is_compared else "", run_name, label, run, seen, damage))
+    counts = [event["runs"] for event in events if isinstance(event.get("runs"), int)]
+    resources = spec.get("resources")
+    cores = _number(resources.get("cpus")) if isinstance(resources, dict) else math.nan
+    return Sweep(
+        name,
+        runs,
+        planned_runs=max(len(runs), *counts[-1:]) if counts else len(runs),
+        cores=cores if math.isfinite(cores) else 1.0,
+        wall_time=_wall_time(events),
+    )
+
+
+def _read_events(file: Path) -> list[Record]:
+    """Return the events of a sweep; lines that are cut off, or otherwise no event, are left out."""
+    try:
+        lines = file.read_bytes().split(b"\n")
+    except OSError:
+        return []
+    events = []
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict) and isinstance(event.get("event"), str):
+            events.append(event)
+    return events
+
+
+def _wall_time(events: Iterable[Record]) -> float:
+    """Return the seconds at work: a pause between an interruption and going on does not count."""
+    total, begun, last = math.nan, math.nan, math.nan
+    for event in events:
+        time = _number(event.get("time"))
+        if not math.isfinite(time):
+            continue
+        if event["event"] in ("sweep started", "sweep resumed") or math.isnan(begun):
+            total = np.nansum([total, last - begun])  # it may have ended without a word
+            begun = time
+        last = time
+        if event["event"] in ("sweep finished", "sweep interrupted"):
+            total, begun, last = np.nansum([total, last - begun]), math.nan, math.nan
+    return float(np.nansum([total, last - begun])) if not math.isnan(total) else math.nan
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sort key: run 2 before run 10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+# ---- what is compared ----
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The runs of one agent on one environment."""
+
+    environment: str
+    label: str
+    place: int  # of the label among all: it looks the same everywhere
+    runs: list[SweepRun]  # those that count
+    left_out: list[SweepRun]
+    scores: Array  # final performances, normalized
+    curve: figures.Band | None
+
+    @property
+    def finals(self) -> Array:
+        """Final performances [runs]."""
+        return np.array([run.final for run in self.runs])
+
+
+def _cells(runs: Sequence[SweepRun]) -> list[Cell]:
+    """Return what is compared. Only runs count that came half as far as the furthest on their environment."""
+    learning = [run for run in runs if run.run and not _is_series(run)]
+    labels = list(dict.fromkeys(run.label for run in learning))
+    cells = []
+    for environment in dict.fromkeys(run.environment for run in learning):
+        here = [run for run in learning if run.environment == environment]
+        furthest = max(run.last_step for run in here)
+        counted = [run for run in here if math.isfinite(run.final) and 2 * run.last_step >= furthest]
+        finals = [run.final for run in counted]
+        grid = np.unique(np.ceil(np.linspace(0.0, furthest, GRID_POINTS + 1)[1:]))
+        for label in dict.fromkeys(run.label for run in here):
+            ours = [run for run in counted if run.label == label]
+            others = [run for run in here if run.label == label and run not in ours]
+            scores = normalized([run.final for run in ours], min(finals, default=0), max(finals, default=0))
+            place = labels.index(label)
+            curve = _curve(label, place, ours, grid)
+            cells.append(Cell(environment, label, place, ours, others, scores, curve))
+    return cells
+
+
+def _is_series(run: SweepRun) -> bool:
+    return run.run is not None and str(run.run.config["environment"]).startswith("csv:")
+
+
+def _curve(label: str, place: int, runs: Sequence[SweepRun], grid: Array) -> figures.Band | None:
+    """Return the learning curve, where every seed has begun and none has ended; None if that is nowhere."""
+    curves = []
+    start, end = 0.0, math.inf
+    for run in (run.run for run in runs if run.run):
+        known = np.isfinite(run.returns)
+        steps = run.metrics["step"][known]
+        curves.append(curve_on_grid(steps, running_mean(run.returns[known], EPISODES), grid))
+        start, end = max(start, steps[0]), min(end, steps[-1])
+    shared = (grid >= start) & (grid <= end)
+    if not curves or not shared.any():
+        return None
+    values = np.stack(curves)[:, shared]
+    low = high = np.full(values.shape[1], np.nan)
+    if len(values) > 1:
+        low, high = bootstrap_interval(values, interquartile_mean, resamples=RESAMPLES)
+    middle = interquartile_mean(values, axis=0)
+    return figures.Band(label, place, grid[shared], middle, low, high)
+
+
+# ---- the numbers ----
+
+
+def _tables(runs: Sequence[SweepRun], cells: Sequence[Cell]) -> dict[str, list[Record]]:
+    """Return everything that is drawn or tabled, as numbers."""
+    full = [cell for cell in cells if cell.runs]
+    return {
+        "curves": [record for cell in full for record in _curve_records(cell)],
+        "finals": [record for cell in full for record in _final_records(cell)],
+        "summary": [_summary_record(cell) for cell in full],
+        "aggregate": _aggregate_records(full),
+        "improvement": _improvement_records(full),
+        "profiles": _profile_records(full),
+        "runs": [_run_record(run) for run in runs],
+    }
+
+
+def _curve_records(cell: Cell) -> list[Record]:
+    if cell.curve is None:
+        return []
+    points = (cell.curve.x, cell.curve.y, cell.curve.low, cell.curve.high)
+    return [
+        {
+            "environment": cell.environment,
+            "agent": cell.label,
+            "step": int(step),
+            "iqm": middle,
+            "low": low,
+            "high": high,
+            "seeds": len(cell.runs),
+        }
+        for step, middle, low, high in zip(*points, strict=True)
+    ]
+
+
+def _final_records(cell: Cell) -> list[Record]:
+    return [
+        {
+            "sweep": run.sweep,
+            "run": run.name,
+            "environment": cell.environment,
+            "agent": cell.label,
+            "seed": run.run.seed,
+            "steps": run.last_step,
+            "final": run.final,
+            "normalized": score,
+            "steps_per_second": run.run.steps_per_second,
+            "wall_time": run.run.wall_time,
+        }
+        for run, score in zip(cell.runs, cell.scores, strict=True)
+        if run.run
+    ]
+
+
+def _summary_record(cell: Cell) -> Record:
+    finals = cell.finals
+    return {
+        "environment": cell.environment,
+        "agent": cell.label,
+        "seeds": len(finals),
+        **_estimate("iqm", overall_interquartile_mean([finals])),
+        "median": float(np.median(finals)),
+        "mean": float(finals.mean()),
+        "lowest": float(finals.min()),
+        "highest": float(finals.max()),
+        "steps_per_second": median([run.run.steps_per_second for run in cell.runs if run.run]),
+    }
+
+
+def _aggregate_records(cells: Sequence[Cell]) -> list[Record]:
+    """Over the environments that every agent has scores on; none where these are fewer than two."""
+    environments = _common_environments(cells)
+    if len(environments) < 2:
+        return []
+    return [
+        {
+            "agent": label,
+            "environments": len(strata),
+            "runs": sum(map(len, strata)),
+            **_estimate("iqm", overall_interquartile_mean(strata)),
+        }
+        for label, strata in _strata(cells, environments).items()
+    ]
+
+
+def _improvement_records(cells: Sequence[Cell]) -> list[Record]:
+    """Every pair of agents once: on each environment that both have scores on, then over these together."""
+    by_label: dict[str, dict[str, Array]] = {}
+    for cell in cells:
+        by_label.setdefault(cell.label, {})[cell.environment] = cell.finals
+    records = []
+    for (label, ours), (other, theirs) in itertools.combinations(by_label.items(), 2):
+        shared = [environment for environment in ours if environment in theirs]
+        parts = {environment: [environment] for environment in shared}
+        for name, part in (parts | {EVERYWHERE: shared} if len(shared) > 1 else parts).items():
+            estimate = improvement([ours[at] for at in part], [theirs[at] for at in part])
+            record = {"environment": name, "agent": label, "over": other, "environments": len(part)}
+            records.append(record | _estimate("probability", estimate))
+    return records
+
+
+def _profile_records(cells: Sequence[Cell]) -> list[Record]:
+    records = []
+    for label, strata in _strata(cells, _common_environments(cells)).items():
+        fractions, low, high = performance_profile(strata, THRESHOLDS)
+        for row in zip(THRESHOLDS, fractions, low, high, strict=True):
+            names = ("threshold", "fraction", "low", "high")
+            records.append({"agent": label} | dict(zip(names, map(float, row), strict=True)))
+    return records
+
+
+def _run_record(run: SweepRun) -> Record:
+    return {
+        "sweep": run.sweep,
+        "run": run.name,
+        "environment": run.environment,
+        "agent": run.label,
+        "seed": run.run.seed if run.run else "",
+        "status": run.status,
+        "steps": run.last_step,
+        "planned_steps": run.run.planned_steps if run.run else 0,
+        "episodes": len(run.run.returns) if run.run else 0,
+        "seconds": run.seconds,
+        "restarts": run.restarts,
+        "failures": run.failures,
+        "problem": "; ".join([run.damage] * bool(run.damage) + run.messages),
+    }
+
+
+def _common_environments(cells: Sequence[Cell]) -> list[str]:
+    """Return the environments that every agent has scores on: only over these is a comparison fair."""
+    agents = Counter(cell.environment for cell in cells)
+    labels = {cell.label for cell in cells}
+    return [environment for environment, count in agents.items() if count == len(labels)]
+
+
+def _strata(cells: Sequence[Cell], environments: Sequence[str]) -> dict[str, list[Array]]:
+    """Return normalized scores: by label, one row for each of these environments."""
+    strata: dict[str, list[Array]] = {}
+    for cell in cells:
+        if cell.environment in environments:
+            strata.setdefault(cell.label, []).append(cell.scores)
+    return strata
+
+
+def _estimate(name: str, estimate: tuple[float, float, float]) -> Record:
+    return dict(zip((name, "low", "high"), estimate, strict=True))
+
+
+def _data_files(stem: Path, name: str, records: Sequence[Record]) -> dict[Path, bytes]:
+    """Return a table as CSV and as Parquet. What is not known is empty, not NaN, in both."""
+    columns = COLUMNS[name].split()
+    kinds = {**dict.fromkeys(TEXT.split(), pa.string()), **dict.fromkeys(WHOLE.split(), pa.int64())}
+    schema = pa.schema([(column, kinds.get(column, pa.float64())) for column in columns])
+    known = [
+        {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
+        for row in records
+    ]
+    table = pa.Table.from_pylist(known, schema=schema)
+    as_csv, as_parquet = io.BytesIO(), io.BytesIO()
+    pyarrow.csv.write_csv(table, as_csv)
+    pq.write_table(table, as_parquet)
+    return {
+        stem.with_name(f"{stem.name}.csv"): as_csv.getvalue(),
+        stem.with_name(f"{stem.name}.parquet"): as_parquet.getvalue(),
+    }
+
+
+# ---- the page ----
+
+
+def _page(
+    title: str,
+    sweeps: Sequence[Sweep],
+    runs: Sequence[SweepRun],
+    cells: Sequence[Cell],
+    tables: dict[str, list[Record]],
+    folder: Path,
+) -> str:
+    places = {cell.label: cell.place for cell in cells}
+    curves, (improvements, by_place) = _curve_panels(cells), _split_improvement(tables["improvement"])
+    shared, differing = _settings(runs)
+    pairs = _improvement_whiskers(improvements, places)
+    overall = _aggregate_whiskers(tables["aggregate"], places)
+    return render(
+        "sweep.html",
+        title=title,
+        summary=_summary(sweeps, runs),
+        notes=_notes(runs, cells),
+        ran=_ran(sweeps, runs),
+        episodes=EPISODES,
+        resamples=f"{RESAMPLES:,}",
+        labels=places,
+        learning=figures.svgs(curves, (6.2, 3.5) if len(curves) == 1 else (3.9, 2.7)),
+        results=[_result_row(record) for record in tables["summary"]],
+        common=len(_common_environments([cell for cell in cells if cell.runs])),
+        overall=_drawn("Over all environments", overall, "normalized interquartile mean"),
+        aggregate=[_aggregate_row(record) for record in tables["aggregate"]],
+        pairs=_drawn("Probability of improvement", pairs[:MOST_FIGURE_ROWS], "probability", even=0.5),
+        pairs_left_out=max(0, len(pairs) - MOST_FIGURE_ROWS),
+        improvements=[_improvement_row(record) for record in improvements],
+        improvements_by_place=[_improvement_row(record) for record in by_place],
+        profiles=figures.svgs(_profile_panels(tables["profiles"], places), (6.2, 3.3)),
+        speed=[_speed_row(cell) for cell in cells if cell.runs],
+        troubles=[_trouble_row(run) for run in runs if run.restarts or run.failures],
+        settings=shared,
+        differing=differing,
+        runs=[_run_row(record) for record in tables["runs"]],
+        folded=len(runs) >= MANY_RUNS,
+        folder=folder.name,
+        files=list(COLUMNS),
+    )
+
+
+def _png(title: str, cells: Sequence[Cell], tables: dict[str, list[Record]]) -> bytes:
+    places = {cell.label: cell.place for cell in cells}
+    curves = _curve_panels(cells)
+    if len(curves) > MOST_CURVES:
+        title += f" (learning curves of the first {MOST_CURVES} environments)"
+        curves = dict(list(curves.items())[:MOST_CURVES])
+    pairs = _improvement_whiskers(_split_improvement(tables["improvement"])[0], places)[:MOST_FIGURE_ROWS]
+    overall = _aggregate_whiskers(tables["aggregate"], places)
+    across, improved, profiled = {}, {}, _profile_panels(tables["profiles"], places)
+    if overall:
+        across["Over all environments"] = figures.whisker_panel(overall, "normalized interquartile mean")
+    if pairs:
+        improved["Probability of improvement"] = figures.whisker_panel(pairs, "probability", even=0.5)
+    # The pairs have the longest names: where there are many panels, a row of their own.
+    rows = [(across | profiled, overall), (improved, pairs)] if across else [(improved | profiled, pairs)]
+    sized = [
+        (panels, max(3.0 if len(panels) > 1 else 0.0, figures.whisker_size(whiskers, 10.0)[1]))
+        for panels, whiskers in rows
+        if panels
+    ]
+    return figures.sweep_png(title, curves, sized)
+
+
+def _curve_panels(cells: Sequence[Cell]) -> figures.Panels:
+    panels: dict[str, list[figures.Band]] = {}
+    for cell in cells:
+        if cell.curve is not None:
+            panels.setdefault(cell.environment, []).append(cell.curve)
+    return {environment: figures.curve_panel(bands) for environment, bands in panels.items()}
+
+
+def _profile_panels(records: Sequence[Record], places: dict[str, int]) -> figures.Panels:
+    rows: dict[str, list[list[float]]] = {}
+    for record in records:
+        values = [record[name] for name in ("threshold", "fraction", "low", "high")]
+        rows.setdefault(record["agent"], []).append(values)
+    bands = [figures.Band(label, places[label], *np.array(values).T) for label, values in rows.items()]
+    return {"Performance profiles": figures.profile_panel(bands)} if len(bands) > 1 else {}
+
+
+def _aggregate_whiskers(records: Sequence[Record], places: dict[str, int]) -> list[figures.Whisker]:
+    return [
+        figures.Whisker(row["agent"], places[row["agent"]], row["iqm"], row["low"], row["high"])
+        for row in records
+    ]
+
+
+def _improvement_whiskers(records: Sequence[Record], places: dict[str, int]) -> list[figures.Whisker]:
+    return [
+        figures.Whisker(
+            f"{row['agent']} over {row['over']}",
+            places[row["agent"]],
+            row["probability"],
+            row["low"],
+            row["high"],
+        )
+        for row in records
+    ]
+
+
+def _drawn(
+    title: str, whiskers: Sequence[figures.Whisker], across: str, even: float | None = None
+) -> dict[str, Any]:
+    """Return the panel of these numbers as SVG; none if there are none."""
+    panels = {title: figures.whisker_panel(whiskers, across, even)} if whiskers else {}
+    return dict(figures.svgs(panels, figures.whisker_size(whiskers, 6.2)))
+
+
+# ---- words ----
+
+
+def _title(sweeps: Sequence[Sweep], cells: Sequence[Cell]) -> str:
+    agents, environments = {cell.label for cell in cells}, {cell.environment for cell in cells}
+    what = f"{_counted(len(agents), 'agent')} on {_counted(len(environments), 'environment')}"
+    return f"{' and '.join(sweep.name for sweep in sweeps)}: {what}"
+
+
+def _summary(sweeps: Sequence[Sweep], runs: Sequence[SweepRun]) -> str:
+    """One line: how many ran, how they ended, how long it took."""
+    ran, ends = _ran(sweeps, runs), _ends(sweeps)
+    ended = ", ".join(f"{count:,} {end}" for end, count in ends.items())
+    parts = [f"{_counted(sum(ends.values()), 'run')}: {ended}"]
+    if "wall time" in ran:
+        parts.append(f"{ran['core time']} of core time in {ran['wall time']}")
+    return " · ".join(parts)
+
+
+def _ran(sweeps: Sequence[Sweep], runs: Sequence[SweepRun]) -> Row:
+    known = [run for run in runs if run.run]
+    steps = [run.run.planned_steps or run.last_step for run in known if run.run]
+    ends = _ends(sweeps)
+    ran = {"runs": f"{sum(ends.values()):,}", **{end: f"{count:,}" for end, count in ends.items()}}
+    ran["environments"] = f"{len({run.environment for run in known}):,}"
+    ran["agents"] = f"{len({run.label for run in known}):,}"
+    ran["seeds"] = _range_of_counts(Counter((run.environment, run.label) for run in known).values())
+    ran["steps of a run"] = _range_of_counts(steps)
+    ran["restarts"] = f"{sum(run.restarts for run in runs):,}"
+    ran["core time"] = duration_text(sum(sweep.core_seconds for sweep in sweeps))
+    wall_time = sum(sweep.wall_time for sweep in sweeps)
+    if math.isfinite(wall_time):
+        ran["wall time"] = duration_text(wall_time)
+    if nodes := {str(event["node"]) for run in runs for event in run.events if event.get("node")}:
+        ran["nodes"] = f"{len(nodes):,}"
+    return ran
+
+
+def _ends(sweeps: Sequence[Sweep]) -> Counter[str]:
+    """Return how many runs ended in which way."""
+    ends = Counter(run.status for sweep in sweeps for run in sweep.runs)
+    missing = sum(sweep.planned_runs - len(sweep.runs) for sweep in sweeps)
+    return ends + Counter({"not started": missing})
+
+
+def _range_of_counts(counts: Iterable[int]) -> str:
+    counts = list(counts) or [0]
+    low, high = min(counts), max(counts)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def _notes(runs: Sequence[SweepRun], cells: Sequence[Cell]) -> list[str]:
+    """What a reader must know before trusting the numbers."""
+    counted = [run for cell in cells for run in cell.runs]
+    left_out = [run for cell in cells for run in cell.left_out]
+    full = [cell for cell in cells if cell.runs]
+    behind = [run for run in left_out if math.isfinite(run.final)]
+    notes = {
+        "Given up; an agent looks better than it is where its failures are left out": [
+            f"{run.title} ({run.last_step:,} steps)" for run in runs if run.status == "failed"
+        ],
+        "No directory, or a damaged one; left out": [
+            f"{run.title} ({run.damage.rstrip('.')})" for run in runs if run.run is None
+        ],
+        "Unfinished, counted as far as they came": [
+            f"{run.title} ({run.last_step:,} of {run.run.planned_steps:,} steps)"
+            for run in counted
+            if run.run and run.run.stopped_early
+        ],
+        "Left out, less than half as far as the furthest run on their environment": [
+            f"{run.title} ({run.last_step:,} steps)" for run in behind
+        ],
+        "Left out, no finished episode yet": [run.title for run in left_out if not math.isfinite(run.final)],
+        "Time series have no returns and no part in the statistics": [
+            run.title for run in runs if _is_series(run)
+        ],
+        "Equal seeds, which are no independent evidence": [
+            f"{cell.label} on {cell.environment}"
+            for cell in full
+            if len({run.run.seed for run in cell.runs if run.run}) < len(cell.runs)
+        ],
+        "One seed, which gives no interval": [
+            f"{cell.label} on {cell.environment}" for cell in full if len(cell.runs) == 1
+        ],
+        f"Fewer than {FEW_SEEDS} seeds, whose intervals tend to be too narrow": [
+            f"{cell.label} on {cell.environment}" for cell in full if 1 < len(cell.runs) < FEW_SEEDS
+        ],
+        "No part in what is computed over all environments, as not every agent has scores there": sorted(
+            {cell.environment for cell in full} - set(_common_environments(full))
+        ),
+    }
+    return [f"{what}: {_listed(which)}." for what, which in notes.items() if which]
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - MOST_NAMED
+    shown = list(names[:MOST_NAMED]) + [f"and {more:,} more"] * (more > 0)
+    return "; ".join(shown)
+
+
+def _settings(runs: Sequence[SweepRun]) -> tuple[Row, list[Row]]:
+    """Return the settings and versions that all runs share, and of every agent those that differ."""
+    found: dict[str, dict[str, dict[str, None]]] = {}  # by agent and key, the values in order
+    for run in (run for run in runs if run.run):
+        assert run.run is not None
+        options = {key: value for key, value in run.run.config.items() if key not in OF_ONE_RUN}
+        options["algorithm"] = options.pop("agent")
+        values = found.setdefault(run.label, {})
+        for key, value in (options | run.run.settings | run.run.config["versions"]).items():
+            values.setdefault(key, {})[setting_text(value)] = None
+    texts = {
+        label: {key: ", ".join(list(values)[:3]) + ", …" * (len(values) > 3) for key, values in row.items()}
+        for label, row in found.items()
+    }
+    keys = list(dict.fromkeys(key for row in texts.values() for key in row))
+    shared = [key for key in keys if len({row.get(key) for row in texts.values()}) == 1]
+    first: Row = next(iter(texts.values()), {})
+    return {key: first[key] for key in shared}, [
+        {"agent": label} | {key: row.get(key, "–") for key in keys if key not in shared}
+        for label, row in texts.items()
+        if len(shared) < len(keys)
+    ]
+
+
+def _split_improvement(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
+    """Return of every pair of agents what holds over all their environments, and what holds on each."""
+    several = {(row["agent"], row["over"]) for row in records if row["environment"] == EVERYWHERE}
+
+    def is_part(row: Record) -> bool:
+        return (row["agent"], row["over"]) in several and row["environment"] != EVERYWHERE
+
+    return [row for row in records if not is_part(row)], [row for row in records if is_part(row)]
+
+
+# ---- tables ----
+
+
+def _result_row(record: Record) -> Row:
+    return {
+        "environment": record["environment"],
+        "agent": record["agent"],
+        "seeds": str(record["seeds"]),
+        "IQM": number_text(record["iqm"]),
+        "95% interval": _interval_text(record),
+        **{name: number_text(record[name]) for name in ("median", "mean", "lowest", "highest")},
+        "steps/s": number_text(record["steps_per_second"]),
+    }
+
+
+def _aggregate_row(record: Record) -> Row:
+    return {
+        "agent": record["agent"],
+        "environments": str(record["environments"]),
+        "runs": str(record["runs"]),
+        "normalized IQM": f"{record['iqm']:.3f}",
+        "95% interval": _interval_text(record, "{:.3f}".format),
+    }
+
+
+def _improvement_row(record: Record) -> Row:
+    return {
+        "environment": record["environment"],
+        "agent": record["agent"],
+        "over": record["over"],
+        "probability": f"{record['probability']:.3f}",
+        "95% interval": _interval_text(record, "{:.3f}".format),
+    }
+
+
+def _speed_row(cell: Cell) -> Row:
+    runs = [run.run for run in cell.runs if run.run]
+    speeds, times = [run.steps_per_second for run in runs], [run.wall_time for run in runs]
+    return {
+        "environment": cell.environment,
+        "agent": cell.label,
+        "runs": str(len(runs)),
+        "steps/s": number_text(median(speeds)),
+        "slowest to fastest": _range_text(speeds, number_text),
+        "wall time": duration_text(median(times)),
+        "shortest to longest": _range_text(times, duration_text),
+    }
+
+
+def _trouble_row(run: SweepRun) -> Row:
+    return {
+        "run": run.title,
+        "now": run.status,
+        "why": "; ".join(run.messages) or "–",
+        "lost": str(run.count("lost")),
+        "given up": str(run.count("failed")),
+        "interrupted": str(run.count("interrupted")),
+        "restarts": str(run.restarts),
+    }
+
+
+def _run_row(record: Record) -> Row:
+    sweep = {"sweep": record["sweep"]} if record["sweep"] else {}
+    planned = record["planned_steps"]
+    return {
+        "run": record["run"],
+        **sweep,
+        "environment": record["environment"] or "–",
+        "agent": record["agent"] or "–",
+        "status": record["status"],
+        "seed": record["seed"] or "–",
+        "steps": f"{record['steps']:,}",
+        "planned": f"{planned:,}" if planned else "–",
+        "episodes": f"{record['episodes']:,}",
+        "time": duration_text(record["seconds"]),
+        "restarts": str(record["restarts"]),
+    }
+
+
+def _interval_text(record: Record, text: Callable[[float], str] = number_text) -> str:
+    low, high = record["low"], record["high"]
+    return "one seed" if math.isnan(low) else f"{text(low)} to {text(high)}"
+
+
+def _range_text(values: Sequence[float], text: Callable[[float], str]) -> str:
+    known = [value for value in values if math.isfinite(value)]
+    return f"{text(min(known))} to {text(max(known))}" if known else "–"
