@@ -32,6 +32,7 @@ from streamwise.envs import family_of
 from streamwise.runs.config import RunConfig
 from streamwise.runs.lock import locked
 from streamwise.runs.storage import replace_durably
+from streamwise.runs.sweep_data import read_events
 from streamwise.runs.sweep_display import SweepDisplay
 from streamwise.runs.sweep_runner import Outcome, Progress, Runner, Where
 from streamwise.runs.sweep_spec import PlannedRun, Resources, SweepSpec, load_sweep
@@ -112,19 +113,6 @@ class Journal:
         line = {"time": time.time(), "event": event, **{key: x for key, x in what.items() if x is not None}}
         self.file.write(json.dumps(line) + "\n")
         self.file.flush()
-
-    @staticmethod
-    def events(path: Path) -> Iterator[dict[str, Any]]:
-        """Yield the events of a journal; none if there is none."""
-        if not path.is_file():
-            return
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(event, dict) and "event" in event:
-                yield event
 
 
 def run_sweep(spec: SweepSpec, options: SweepOptions, console: Console | None = None) -> SweepResult:
@@ -254,7 +242,7 @@ class _Driver:
 
     def run(self) -> SweepResult:
         """Run all that waits."""
-        resumed = any(Journal.events(self.journal.path))
+        resumed = any(read_events(self.journal.path))
         self.journal.add("sweep resumed" if resumed else "sweep started", runs=len(self.spec.runs))
         with self.display, self._stop_on_signals():
             while self.waiting or any(slot.job for slot in self.slots):
@@ -277,7 +265,7 @@ class _Driver:
         steps = {run.name: run.config.steps for run in self.spec.runs}
         return {
             event["run"]
-            for event in Journal.events(self.journal.path)
+            for event in read_events(self.journal.path)
             if event["event"] == "finished"
             and event["run"] in steps
             and event["planned"] >= steps[event["run"]]

@@ -293,7 +293,8 @@ class ReportArguments:
 def _report(argv: list[str]) -> int:
     arguments = _parse(ReportArguments, "report", argv)
     from streamwise.runs.report import write_report
-    from streamwise.runs.sweep_report import is_sweep, write_sweep_report
+    from streamwise.runs.sweep_data import is_sweep
+    from streamwise.runs.sweep_report import write_sweep_report
     from streamwise.streams import UsageError
 
     if not arguments.runs:

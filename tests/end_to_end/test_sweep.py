@@ -14,6 +14,7 @@ import pytest
 from killing import differences
 
 from streamwise.runs.sweep import Journal
+from streamwise.runs.sweep_data import read_events
 from streamwise.runs.sweep_spec import load_sweep
 
 SPEC = """
@@ -51,7 +52,7 @@ def finish(*arguments: str, code: int = 0) -> str:
 
 
 def events(out: Path, *names: str) -> list[dict]:
-    return [event for event in Journal.events(out / "events.jsonl") if event["event"] in names]
+    return [event for event in read_events(out / "events.jsonl") if event["event"] in names]
 
 
 def wait_for(condition, what: str, seconds: float = 240.0):
@@ -169,5 +170,5 @@ def test_a_journal_whose_last_line_is_half_written_goes_on(tmp_path):
     with path.open("a") as file:
         file.write('{"event": "fini')
     Journal(path).add("finished", run="a", step=3)
-    assert [event["event"] for event in Journal.events(path)] == ["started", "finished"]
+    assert [event["event"] for event in read_events(path)] == ["started", "finished"]
     assert json.loads(path.read_text().splitlines()[-1])["step"] == 3

@@ -19,7 +19,8 @@ import test_report
 import tomli_w
 from test_report import Page, is_png, returns
 
-from streamwise.runs.sweep_report import is_sweep, write_sweep_report
+from streamwise.runs.sweep_data import is_sweep
+from streamwise.runs.sweep_report import write_sweep_report
 from streamwise.streams import UsageError
 
 make_run = test_report.make_run
