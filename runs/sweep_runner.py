@@ -34,7 +34,6 @@ class Where:
     host: str
     node: str  # Ray's name of it: several may share a host
     process: int
-    megabytes: float  # resident at most
 
 
 @dataclass(frozen=True)
@@ -53,11 +52,12 @@ class Progress:
 class Outcome:
     """How an attempt at a run ended: finished, stopped on request, or by an error.
 
-    is_final: trying again would end in the same way.
+    is_final: trying again would end in the same way. megabytes: the most that the process had resident.
     """
 
     step: int
     seconds: float
+    megabytes: float
     began_at: int = 0
     mean_return: float | None = None
     stopped: bool = False
@@ -76,9 +76,8 @@ class Runner:
         """Return which process this is."""
         import ray
 
-        kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         node: str = ray.get_runtime_context().get_node_id()
-        return Where(socket.gethostname(), node, os.getpid(), kilobytes / 1024)
+        return Where(socket.gethostname(), node, os.getpid())
 
     def run(self, name: str, config: RunConfig[Any], is_scratch: bool) -> Outcome:
         """Start a run, or go on with it, and return when it ends; whatever ends it is in the outcome.
@@ -97,7 +96,9 @@ class Runner:
             watch = self._watch
             found.setdefault("step", watch.recorder.step if watch else 0)
             began_at = watch.began_at if watch else found["step"]
-            return Outcome(seconds=time.perf_counter() - started, began_at=began_at, **found)
+            seconds = time.perf_counter() - started
+            megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            return Outcome(seconds=seconds, megabytes=megabytes, began_at=began_at, **found)
 
         try:
             result = train_or_resume(config, display=display, stop=self._stop)

@@ -79,6 +79,14 @@ def test_help_of_train_shows_the_settings_of_the_agent_in_question(streamwise):
         (["evaluate", "nowhere"], "nowhere is not a run directory"),
         (["report", "nowhere"], "nowhere"),
         (["report"], "at least one run directory"),
+        (["sweep"], "Missing from streamwise sweep: SPEC"),
+        (["sweep", "smal"], "Did you mean 'small'?"),
+        (["sweep", "nowhere.toml"], "there is no nowhere.toml"),
+        (["sweep", "small", "--cpus", "0"], "--cpus is 0"),
+        (["sweep", "small", "--max-failures", "-1"], "--max-failures is -1"),
+        (["sweep", "small", "--resume"], "there is no sweep in outputs/small to go on with"),
+        (["sweep", "small", "--address", "127.0.0.1:1"], "there is no Ray cluster at 127.0.0.1:1"),
+        (["sweep", "small", "--address", "auto", "--cpus", "1"], "--cpus is of this machine alone"),
         (["bench"], "Missing from streamwise bench: NAME"),
         (["bench", "stepp"], "Did you mean 'step'?"),
     ],
@@ -93,6 +101,20 @@ def test_a_wrong_command_is_answered_in_one_line_with_exit_code_2(
     assert errors.count("\n") == 1
     assert errors.startswith("streamwise")
     assert not list(tmp_path.iterdir())
+
+
+def test_sweep_lists_its_runs(streamwise):
+    code, output, _ = streamwise("sweep", "small", "--list")
+    assert code == 0
+    assert len(output.splitlines()) == 3 * 2 * 5
+    assert "HalfCheetah-v5-published-seed4  100,000 steps" in output
+
+
+def test_runs_and_sweeps_are_drawn_apart(streamwise, finished, tmp_path):
+    (tmp_path / "sweep.toml").write_text("")
+    code, _, errors = streamwise("report", finished, tmp_path)
+    assert code == 2
+    assert "is no sweep, and others are" in errors
 
 
 def test_train_says_where_things_are(finished):

@@ -11,6 +11,7 @@ import pytest
 from streamwise.agents import AGENTS
 from streamwise.cli import COMMANDS
 from streamwise.runs.config import preset_names
+from streamwise.runs.sweep_spec import load_sweep, sweep_names
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -44,3 +45,16 @@ def test_the_readme_names_every_agent_preset_and_command():
     commands = "".join(re.findall(r"```console\n(.*?)```", text, re.DOTALL))
     shown = set(re.findall(r"^streamwise (\w+)", commands, re.MULTILINE))
     assert shown <= set(COMMANDS)
+
+
+def test_the_specification_that_the_manual_shows_is_one(tmp_path):
+    (text,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "sweeps.md").read_text(), re.DOTALL)
+    (tmp_path / "spec.toml").write_text(text)
+    spec = load_sweep(str(tmp_path / "spec.toml"))
+    assert (spec.name, len(spec.runs)) == ("comparison", 2 * 2 * 2 * 5 + 1)
+    assert spec.resources.custom == {"big": 1.0}
+
+
+def test_the_manual_names_every_sweep_that_comes_along():
+    text = (ROOT / "docs" / "sweeps.md").read_text()
+    assert all(f"`{name}`" in text for name in sweep_names())

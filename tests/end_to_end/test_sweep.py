@@ -172,3 +172,46 @@ def test_a_journal_whose_last_line_is_half_written_goes_on(tmp_path):
     Journal(path).add("finished", run="a", step=3)
     assert [event["event"] for event in read_events(path)] == ["started", "finished"]
     assert json.loads(path.read_text().splitlines()[-1])["step"] == 3
+
+
+def test_the_runs_of_a_node_that_dies_go_on_on_another(left_alone, spec, tmp_path):
+    """Two nodes, each with a temporary folder of its own, and a storage that both see."""
+    from ray.cluster_utils import Cluster
+
+    def node(name: str) -> dict:
+        (tmp_path / name).mkdir()
+        return {"num_cpus": 1, "env_vars": {"TMPDIR": str(tmp_path / name)}}
+
+    cluster = Cluster(initialize_head=True, head_node_args=node("first"))
+    try:
+        second = cluster.add_node(**node("second"))
+        out, storage = tmp_path / "sweep", tmp_path / "storage"
+        driver = start(
+            spec, "--out", str(out), "--storage", str(storage), "--address", cluster.address, "--resume"
+        )
+        assert driver.wait(timeout=120) == 2  # there is nothing yet to go on with
+        driver = start(spec, "--out", str(out), "--storage", str(storage), "--address", cluster.address)
+        on_second = f":{second.node_id[:6]}"
+
+        def is_at_work_there() -> str | None:
+            ended = {event["run"] for event in events(out, "finished")}
+            for event in events(out, "started"):
+                if event["node"].endswith(on_second) and event["run"] not in ended:
+                    steps = list((storage / event["run"]).glob("step-*"))
+                    return event["run"] if steps and max(steps).name < "step-000000002500" else None
+            return None
+
+        run = wait_for(is_at_work_there, "a run on the second node")
+        cluster.remove_node(second, allow_graceful=False)
+        output, _ = driver.communicate(timeout=400)
+        assert driver.returncode == 0, output
+        assert "4 of 4 runs finished" in output
+        assert [event["run"] for event in events(out, "lost")] == [run]
+        where = [event["node"] for event in events(out, "started") if event["run"] == run]
+        assert len(where) == 2
+        assert where[0].endswith(on_second)
+        assert not where[1].endswith(on_second)
+        assert_equal(out, left_alone)
+        assert not list(tmp_path.glob("first/streamwise/*/*"))  # what has finished leaves nothing behind
+    finally:
+        cluster.shutdown()
