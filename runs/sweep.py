@@ -8,7 +8,6 @@ says by itself how far it is, so a queue is all that is left to do.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
@@ -23,7 +22,7 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 import tomli_w
 from rich.console import Console
@@ -87,6 +86,10 @@ class Job:
     not_before: float = 0.0
 
 
+class RayStoppedError(OSError):
+    """Ray, or the connection to it, has gone; the runs are in their checkpoints."""
+
+
 @dataclass(eq=False)
 class Slot:
     """One runner, the call it is busy with, and what it last said of its run."""
@@ -119,7 +122,7 @@ def run_sweep(spec: SweepSpec, options: SweepOptions, console: Console | None = 
     """Run what has not finished yet of a sweep.
 
     Raises UsageError for what the user can mend: a directory of another sweep or in use by another process,
-    an environment that nobody knows, resources that no node has.
+    an environment that nobody knows, resources that no node has. Raises RayStoppedError if Ray does.
     """
     for environment in {run.config.environment for run in spec.runs}:
         if not environment.startswith("csv:"):
@@ -132,10 +135,15 @@ def run_sweep(spec: SweepSpec, options: SweepOptions, console: Console | None = 
     with locked(options.out):
         tables = {**spec.tables, "name": spec.name}
         replace_durably(options.out / "sweep.toml", tomli_w.dumps(tables).encode())
-        with _native_errors_to(options.out / "ray.log"):
-            console = console or Console(stderr=True)
-            with _ray(options):
-                return _Driver(spec, options, console).run()
+        with _errors_of_others_to(options.out / "ray.log") as stderr, _ray(options):
+            driver = _Driver(spec, options, console or Console(file=stderr))
+            try:
+                return driver.run()
+            except (RayStoppedError, driver.ray.exceptions.RayError) as error:
+                reason = str(error).partition("\n")[0]
+                raise RayStoppedError(
+                    f"Ray has stopped ({reason}); go on with `streamwise sweep {options.out}`."
+                ) from None
 
 
 def _absolute(storage: str | None) -> str | None:
@@ -190,24 +198,19 @@ def _ray(options: SweepOptions) -> Iterator[None]:
 
 
 @contextmanager
-def _native_errors_to(log: Path) -> Iterator[None]:
-    """Send what Ray's own threads write to standard error to a file: it would tear the display apart.
+def _errors_of_others_to(log: Path) -> Iterator[IO[str]]:
+    """Send standard error to a file, and yield what it was: what Ray's threads write would tear the display.
 
-    What matters of it comes as an exception, too. Python's standard error stays what it is.
+    What matters of it comes as an exception, too.
     """
+    sys.stderr.flush()
     ours = os.dup(2)
-    before = sys.stderr
     with log.open("a") as file, os.fdopen(ours, "w", buffering=1) as stderr:
-        before.flush()
         os.dup2(file.fileno(), 2)
-        with contextlib.suppress(OSError):  # of a stream without a file
-            if before.fileno() == 2:
-                sys.stderr = stderr
         try:
-            yield
+            yield stderr
         finally:
-            sys.stderr = before
-            stderr.flush()
+            sys.stderr.flush()
             os.dup2(ours, 2)
 
 
@@ -239,6 +242,7 @@ class _Driver:
         self.waiting = [Job(run, self._placed(run)) for run in spec.runs if run.name not in done]
         self.display = SweepDisplay(spec.name, spec.runs, done, console)
         self.signal: int | None = None
+        self.had_room = False
         self._asked_at = self._counted_at = -float("inf")
 
     def run(self) -> SweepResult:
@@ -299,11 +303,14 @@ class _Driver:
         self._counted_at = now
         nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
         room = sum(_room_on(node, self.spec.resources) for node in nodes)
-        if room == 0 and not self.slots:
+        if room == 0 and not self.had_room:
             raise UsageError(
                 f"no node has what one run is given ({_describe(self.spec.resources)}); "
                 "change [resources], or add a node."
             )
+        if room == 0 and self.options.address is None:
+            raise RayStoppedError("its only node is gone")
+        self.had_room = True  # a cluster may get its nodes back
         busy = sum(slot.job is not None for slot in self.slots)
         wanted = min(room, busy + len(self.waiting))
         for slot in [slot for slot in self.slots if slot.job is None][: max(0, len(self.slots) - wanted)]:
