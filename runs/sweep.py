@@ -14,7 +14,6 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -131,6 +130,7 @@ def run_sweep(spec: SweepSpec, options: SweepOptions, console: Console | None = 
         _reach(options.address)  # Ray itself tries for minutes
     options = replace(options, out=options.out.absolute(), storage=_absolute(options.storage))
     _check_directory(spec, options.out)
+    options = replace(options, storage=_storage(options))
     options.out.mkdir(parents=True, exist_ok=True)
     with locked(options.out):
         tables = {**spec.tables, "name": spec.name}
@@ -148,6 +148,22 @@ def run_sweep(spec: SweepSpec, options: SweepOptions, console: Console | None = 
 
 def _absolute(storage: str | None) -> str | None:
     return storage if storage is None or "://" in storage else str(Path(storage).absolute())
+
+
+def _storage(options: SweepOptions) -> str | None:
+    """Return where the runs keep what they need: what was said when the sweep was started still holds."""
+    begun = [
+        event for event in read_events(options.out / "events.jsonl") if event["event"] == "sweep started"
+    ]
+    if not begun:
+        return options.storage
+    before: str | None = begun[0].get("storage")
+    if options.storage not in (None, before):
+        raise UsageError(
+            f"the runs of {options.out} are in {before or options.out / 'runs'}, not in {options.storage}; "
+            "leave --storage out, or choose another --out."
+        )
+    return before
 
 
 def _check_directory(spec: SweepSpec, out: Path) -> None:
@@ -178,7 +194,7 @@ def _ray(options: SweepOptions) -> Iterator[None]:
 
     try:
         ray.init(
-            address=options.address,
+            address=options.address or "local",
             num_cpus=None if options.address else options.cpus,
             include_dashboard=None if options.address else False,
             log_to_driver=False,
@@ -248,7 +264,8 @@ class _Driver:
     def run(self) -> SweepResult:
         """Run all that waits."""
         resumed = any(read_events(self.journal.path))
-        self.journal.add("sweep resumed" if resumed else "sweep started", runs=len(self.spec.runs))
+        event = "sweep resumed" if resumed else "sweep started"
+        self.journal.add(event, runs=len(self.spec.runs), storage=self.options.storage)
         with self.display, self._stop_on_signals():
             while self.waiting or any(slot.job for slot in self.slots):
                 if self.signal is not None:
@@ -289,9 +306,12 @@ class _Driver:
         storage = self.options.storage
         if storage is None:
             return replace(run.config, out=self._directory(run.name))
-        sweep = f"{self.spec.name}-{sha256(storage.encode()).hexdigest()[:8]}"
-        scratch = Path(tempfile.gettempdir()) / "streamwise" / sweep / run.name
-        return replace(run.config, out=scratch, storage=f"{storage.rstrip('/')}/{run.name}")
+        return replace(run.config, storage=f"{storage.rstrip('/')}/{run.name}")
+
+    def _scratch(self) -> str | None:
+        """Return the name of this sweep's folder among a node's temporary ones; None if none is needed."""
+        storage = self.options.storage
+        return storage and f"{self.spec.name}-{sha256(storage.encode()).hexdigest()[:8]}"
 
     # ---- runners ----
 
@@ -349,7 +369,7 @@ class _Driver:
                     return
                 job = self.waiting.pop(place)
                 slot.job, slot.progress = job, None
-                slot.call = slot.runner.run.remote(job.run.name, job.config, self.options.storage is not None)
+                slot.call = slot.runner.run.remote(job.run.name, job.config, self._scratch())
                 node = slot.where and f"{slot.where.host}:{slot.where.node[:6]}"
                 self.journal.add(
                     "started", run=job.run.name, node=node, process=slot.where and slot.where.process
@@ -412,8 +432,13 @@ class _Driver:
         name = job.run.name
         what = {"run": name, "step": outcome.step, "seconds": outcome.seconds}
         what["megabytes"] = outcome.megabytes
-        if self.options.storage is not None and job.config.storage is not None:
-            fetch(job.config.storage, self._directory(name))
+        if job.config.storage is not None:
+            try:
+                fetch(job.config.storage, self._directory(name))
+            except OSError as error:
+                reason = f"{job.config.storage} cannot be read: {error}"
+                self._failed(job, reason, outcome.began_at, what)
+                return
         if outcome.error is None and not outcome.stopped:
             self.finished += 1
             self.journal.add("finished", **what, planned=job.config.steps, mean_return=outcome.mean_return)
@@ -474,11 +499,14 @@ class _Driver:
     def _stop_all(self) -> None:
         """Have every run end with a checkpoint."""
         self.display.stopping(sum(slot.job is not None for slot in self.slots))
-        for slot in self.slots:
-            if slot.job is not None:
-                slot.runner.stop.options(concurrency_group="watch").remote()
         deadline = time.monotonic() + _STOP_WITHIN_SECONDS
+        asked_at = -float("inf")
         while any(slot.job for slot in self.slots) and time.monotonic() < deadline:
+            if time.monotonic() - asked_at > _ASK_EVERY_SECONDS:  # again, for a run may just have begun
+                asked_at = time.monotonic()
+                for slot in self.slots:
+                    if slot.job is not None:
+                        slot.runner.stop.options(concurrency_group="watch").remote()
             self._wait()
 
 

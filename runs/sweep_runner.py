@@ -8,11 +8,12 @@ import resource
 import shutil
 import signal
 import socket
+import tempfile
 import time
 import traceback
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +80,14 @@ class Runner:
         node: str = ray.get_runtime_context().get_node_id()
         return Where(socket.gethostname(), node, os.getpid())
 
-    def run(self, name: str, config: RunConfig[Any], is_scratch: bool) -> Outcome:
+    def run(self, name: str, config: RunConfig[Any], scratch: str | None) -> Outcome:
         """Start a run, or go on with it, and return when it ends; whatever ends it is in the outcome.
 
-        is_scratch: the run keeps all in its storage, and its directory here goes when it has finished.
+        scratch: the run keeps all it needs in its storage, and works in a temporary folder of this node,
+        inside one of this name; it goes when the run has finished.
         """
+        if scratch is not None:
+            config = replace(config, out=Path(tempfile.gettempdir()) / "streamwise" / scratch / name)
         self._stop = StopRequest()
         started = time.perf_counter()
         directory = config.directory
@@ -111,7 +115,7 @@ class Runner:
                 traceback.print_exc(file=log)
             return outcome(error=f"{type(error).__name__}: {_one_line(error)} (see {directory / 'run.log'})")
         else:
-            if is_scratch and result.signal is None:
+            if scratch is not None and result.signal is None:
                 shutil.rmtree(directory, ignore_errors=True)
             return outcome(
                 step=result.step, mean_return=result.mean_return, stopped=result.signal is not None

@@ -213,5 +213,9 @@ def test_the_runs_of_a_node_that_dies_go_on_on_another(left_alone, spec, tmp_pat
         assert not where[1].endswith(on_second)
         assert_equal(out, left_alone)
         assert not list(tmp_path.glob("first/streamwise/*/*"))  # what has finished leaves nothing behind
+        assert [path.name for path in tmp_path.glob("second/streamwise/*/*")] == [run]
+        assert "4 of them finished before" in finish(str(out), "--address", cluster.address)
+        elsewhere = finish(spec, "--out", str(out), "--storage", str(tmp_path), code=2)
+        assert f"are in {storage}, not in {tmp_path}" in elsewhere
     finally:
         cluster.shutdown()
