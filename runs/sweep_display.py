@@ -40,7 +40,7 @@ class SweepDisplay:
         self._interval = _PLAIN_INTERVAL_SECONDS
         if console.is_terminal:
             self._interval = _TERMINAL_INTERVAL_SECONDS
-            self._live = Live(console=console, refresh_per_second=4, transient=False)
+            self._live = Live(console=console, refresh_per_second=4, transient=True)
         self._shown_at = time.monotonic()
         self._rates: dict[str, tuple[float, int, float]] = {}  # seconds, step and steps/s of the last look
 
@@ -91,18 +91,21 @@ class SweepDisplay:
     def _table(self, at_work: Sequence[Slot]) -> Table:
         table = Table(box=None, pad_edge=False)
         table.add_column("run", overflow="fold")
-        for column in ("node", "step", "steps/s", "return", "restarts", "left"):
+        nodes = {(slot.where.host, slot.where.node) for slot in at_work if slot.where}
+        several = len(nodes) > 1
+        for column in (*(["node"] if several else []), "step", "steps/s", "return", "restarts", "left"):
             table.add_column(column, justify="right", no_wrap=True)
-        hosts = {slot.where.host for slot in at_work if slot.where}
+        hosts = {host for host, _ in nodes}
         for slot in at_work[:_MOST_ROWS]:
             assert slot.job is not None
             name, progress = slot.job.run.name, slot.progress
             rate = self._rates[name][2]
-            node = "" if slot.where is None else slot.where.host if len(hosts) > 1 else slot.where.node[:6]
+            where = slot.where
+            node = "" if where is None else where.host if len(hosts) == len(nodes) else where.node[:6]
             shown = progress is not None and progress.mean_return is not None
             table.add_row(
                 name,
-                node,
+                *([node] if several else []),
                 f"{progress.step:,} of {self._steps[name]:,}" if progress else "starting",
                 f"{rate:,.0f}" if rate else "",
                 f"{progress.mean_return:,.1f}" if shown and progress else "",
