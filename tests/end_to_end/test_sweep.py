@@ -151,17 +151,39 @@ def test_ctrl_c_ends_every_run_with_a_checkpoint(left_alone, spec, tmp_path):
     assert_equal(out, left_alone)
 
 
-def test_a_run_that_cannot_work_is_given_up_and_the_others_finish(tmp_path):
+BREAKS = """
+import gymnasium
+from gymnasium.envs.classic_control import CartPoleEnv
+
+class Breaks(CartPoleEnv):
+    def step(self, action):
+        raise RuntimeError("the wheel\\ncame off")
+
+gymnasium.register("Breaks-v0", entry_point=Breaks)
+"""
+
+
+def test_a_run_that_cannot_work_is_given_up_and_the_others_finish(tmp_path, monkeypatch):
+    (tmp_path / "breaks.py").write_text(BREAKS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     path = tmp_path / "spec.toml"
     path.write_text(
-        'environments = ["CartPole-v1", "HalfCheetah-v5"]\nsteps = 300\n[agents.q]\nagent = "stream-q"'
+        'environments = ["CartPole-v1", "HalfCheetah-v5", "breaks:Breaks-v0"]\nsteps = 300\n'
+        '[agents.q]\nagent = "stream-q"'
     )
-    output = finish(str(path), "--out", str(tmp_path / "sweep"), code=1)
-    assert "1 of 2 runs finished, 1 failed" in output
+    out = tmp_path / "sweep"
+    output = finish(str(path), "--out", str(out), "--max-failures", "1", code=1)
+    assert "1 of 3 runs finished, 2 failed" in output
     assert "HalfCheetah-v5-q-seed0: failed:" in output
-    (failed,) = events(tmp_path / "sweep", "failed")
-    assert "Discrete" in failed["message"]
-    assert len(events(tmp_path / "sweep", "started")) == 2  # what would fail again is not tried again
+    assert "breaks-Breaks-v0-q-seed0: failed: RuntimeError: the wheel came off" in output
+    messages = {event["run"]: event["message"] for event in events(out, "failed")}
+    assert "Discrete" in messages["HalfCheetah-v5-q-seed0"]
+    tries = [event["run"] for event in events(out, "started")]
+    assert tries.count("HalfCheetah-v5-q-seed0") == 1  # what would fail again is not tried again
+    assert tries.count("breaks-Breaks-v0-q-seed0") == 2
+    log = (out / "runs" / "breaks-Breaks-v0-q-seed0" / "run.log").read_text()
+    assert log.count("RuntimeError: the wheel") == 2
+    assert "breaks.py" in log
 
 
 def test_a_journal_whose_last_line_is_half_written_goes_on(tmp_path):
