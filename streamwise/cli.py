@@ -161,7 +161,7 @@ class SweepArguments:
 def _sweep(argv: list[str]) -> int:
     from streamwise.runs.sweep_spec import load_sweep, sweep_names
 
-    names = f"\n    Sweeps that come with streamwise: {', '.join(sweep_names())}."
+    names = f"\n\nSweeps that come with streamwise: {', '.join(sweep_names())}."
     arguments = _parse(SweepArguments, "sweep", argv, inspect.cleandoc(SweepArguments.__doc__ or "") + names)
     from streamwise.streams import UsageError
 
