@@ -155,12 +155,16 @@ def test_a_run_whose_checkpoints_go_to_a_url_resumes_from_there(tmp_path, monkey
         root = fs.SubTreeFileSystem(str(tmp_path / "bucket"), fs.LocalFileSystem())
         return Network(root, url.removeprefix("s3://"), url)
 
-    monkeypatch.setattr("streamwise.runs.checkpoint.open_storage", open_bucket)
+    for module in ("checkpoint", "config", "train"):
+        monkeypatch.setattr(f"streamwise.runs.{module}.open_storage", open_bucket)
     config = cartpole(tmp_path, "run", storage="s3://experiments/one", steps=500)
     with pytest.warns(UserWarning, match="connection reset"):
         train(config)
     assert not (tmp_path / "run" / "checkpoints").exists()
     assert (tmp_path / "bucket/experiments/one/step-000000000500/meta.json").is_file()
+    assert {"config.toml", "metrics.parquet"} <= {
+        path.name for path in (tmp_path / "bucket/experiments/one").iterdir()
+    }
     outage["writes"] = 1
     with pytest.warns(UserWarning, match="the last good one is of step 500"):
         assert resume(tmp_path / "run", steps=900).step == 900
