@@ -15,8 +15,8 @@ from rich.text import Text
 
 __all__ = ["Check", "print_report", "report"]
 
-_REQUIRED = ("numpy", "torch", "gymnasium", "mujoco", "dm-control", "shimmy", "ale-py")
-_OPTIONAL = {"minatar": "minatar", "ray": None}  # distribution -> the extra that installs it, if any
+_REQUIRED = ("numpy", "torch", "gymnasium", "mujoco", "dm-control", "shimmy", "ale-py", "ray")
+_OPTIONAL = {"minatar": "minatar"}  # distribution -> the extra that installs it
 _COLOURS = {"ok": "green", "--": "yellow", "no": "red"}
 
 
@@ -78,7 +78,7 @@ def _versions() -> Iterator[Check]:
         version = _version(name)
         if version:
             yield Check("versions", name, version)
-        elif extra:
+        else:
             yield Check("versions", name, "missing (optional)", hint=_extra(extra))
 
 

@@ -34,7 +34,7 @@ def find(checks: list[Check], section: str, name: str) -> Check:
     return check
 
 
-@pytest.mark.parametrize("name", ["streamwise", "numpy", "torch", "mujoco", "dm-control", "ale-py"])
+@pytest.mark.parametrize("name", ["streamwise", "numpy", "torch", "mujoco", "dm-control", "ale-py", "ray"])
 def test_versions_are_those_installed(families, name):
     check = find(doctor.report(), "versions", name)
     assert check.ok
