@@ -8,7 +8,11 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
+from streamwise.agents.counts import Counts, CountsConfig
+from streamwise.agents.event_model import EventModel, Prediction
+from streamwise.agents.hawkes import Hawkes, HawkesConfig
 from streamwise.agents.learner import Agent, Learner, Metrics, Predictor, State
+from streamwise.agents.poisson import Poisson, PoissonConfig
 from streamwise.agents.settings import StreamSettings
 from streamwise.agents.step_sizes import StepSizeRule
 from streamwise.agents.stream_ac import StreamAC, StreamACConfig
@@ -19,9 +23,18 @@ from streamwise.streams import UsageError
 
 __all__ = [
     "AGENTS",
+    "EVENT_MODELS",
     "Agent",
+    "Counts",
+    "CountsConfig",
+    "EventModel",
+    "Hawkes",
+    "HawkesConfig",
     "Learner",
     "Metrics",
+    "Poisson",
+    "PoissonConfig",
+    "Prediction",
     "Predictor",
     "State",
     "StepSizeRule",
@@ -35,6 +48,7 @@ __all__ = [
     "StreamTD",
     "StreamTDConfig",
     "agent_class",
+    "event_model_class",
 ]
 
 AGENTS: dict[str, Any] = {
@@ -44,11 +58,22 @@ AGENTS: dict[str, Any] = {
     "stream-td": StreamTD,
 }
 
+EVENT_MODELS: dict[str, Any] = {"poisson": Poisson, "hawkes": Hawkes, "counts": Counts}
+
 
 def agent_class(name: str) -> Any:
     """Return the learner of this name. Raises UsageError, naming the nearest, for an unknown one."""
-    if name not in AGENTS:
-        close = difflib.get_close_matches(name, AGENTS, n=1)
+    return _named(name, AGENTS, "agent")
+
+
+def event_model_class(name: str) -> Any:
+    """Return the event model of this name. Raises UsageError, naming the nearest, for an unknown one."""
+    return _named(name, EVENT_MODELS, "event model")
+
+
+def _named(name: str, known: dict[str, Any], what: str) -> Any:
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise UsageError(f"no agent is named {name!r}.{hint} Choose one of: {', '.join(AGENTS)}.")
-    return AGENTS[name]
+        raise UsageError(f"no {what} is named {name!r}.{hint} Choose one of: {', '.join(known)}.")
+    return known[name]

@@ -8,6 +8,7 @@
 
 #include <string>
 
+#include "event_models/native.h"
 #include "stream_step/native.h"
 
 namespace nb = nanobind;
@@ -50,5 +51,6 @@ NB_MODULE(_native, module) {
   module.def("instruction_set", &instruction_set,
              "The widest instruction set usable here: 'avx512', 'avx2', 'neon' or 'baseline'.");
   module.def("compiler", &compiler, "The compiler that built this extension.");
+  bind_event_models(module);
   bind_stream_step(module);
 }

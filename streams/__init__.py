@@ -1,4 +1,4 @@
-"""Samples, and where they come from: `Transition`, the `Stream` protocol, sources and sinks.
+"""Samples, and where they come from: `Transition`, `Event`, the `Stream` protocol, sources and sinks.
 
 Environments as streams live in `envs`; nothing here imports the rest of streamwise.
 """
@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from streamwise.streams.csv_series import CsvSeriesStream
 from streamwise.streams.errors import DivergedError, NonFiniteSampleError, UsageError
+from streamwise.streams.event import Event
 from streamwise.streams.sample import Action, Position, Stream, Transition
 
 __all__ = [
     "Action",
     "CsvSeriesStream",
     "DivergedError",
+    "Event",
     "NonFiniteSampleError",
     "Position",
     "Stream",
