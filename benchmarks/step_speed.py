@@ -119,11 +119,11 @@ class Run:
         start = time.perf_counter()
         learn(
             self.stream,
-            self.learner,
+            self.learner.learn_one,
             steps=steps,
             record=self.recorder.record,
             checkpoint=self.save if save_every else lambda last=False: None,
-            checkpoint_every=save_every or 10**9,
+            due=lambda step: step % (save_every or 10**9) == 0,
             show=self.progress.update,
             stop=StopRequest(),
         )

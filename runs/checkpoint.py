@@ -26,6 +26,7 @@ from streamwise.agents import AGENTS, Learner, agent_class
 from streamwise.agents.native import Backend
 from streamwise.agents.networks import NetworkBuilder
 from streamwise.runs.config import RunConfig, load_config
+from streamwise.runs.ingest_config import IngestConfig, is_ingest, load_ingest
 from streamwise.runs.storage import LocalStorage, Storage, open_storage
 from streamwise.streams import DivergedError, UsageError
 
@@ -126,9 +127,13 @@ class Checkpoints:
         self.keep_every = keep_every
 
     @classmethod
-    def of(cls, run: RunConfig[Any] | Path) -> Checkpoints:
+    def of(cls, run: RunConfig[Any] | IngestConfig[Any] | Path) -> Checkpoints:
         """Return those of a run, by its settings or its directory. Raises UsageError if it is no run."""
-        config = load_config(run) if isinstance(run, Path) else run
+        config = (
+            run if not isinstance(run, Path) else load_ingest(run) if is_ingest(run) else load_config(run)
+        )
+        if isinstance(config, IngestConfig):
+            return cls(LocalStorage(config.directory / "checkpoints"), config.keep_checkpoints)
         storage = open_storage(config.storage or config.directory / "checkpoints")
         return cls(storage, config.keep_checkpoints, config.keep_every)
 
@@ -148,6 +153,10 @@ class Checkpoints:
     def names(self) -> list[str]:
         """Return the checkpoints present, oldest first."""
         return [name for name in self.storage.names() if _NAME.fullmatch(name)]
+
+    def steps(self) -> list[int]:
+        """Return the steps of the checkpoints present, the first first."""
+        return [_step_of(name) for name in self.names()]
 
     def last_step(self) -> int | None:
         """Return the step of the newest checkpoint, whole or not; None if there is none."""

@@ -31,6 +31,7 @@ __all__ = [
     "preset_names",
     "read_toml",
     "save_config",
+    "settings_of",
 ]
 
 Settings = TypeVar("Settings", bound=StreamSettings)
@@ -163,14 +164,14 @@ def load_preset(name: str) -> Preset:
     return Preset(agent, options, _settings(table.get("settings", {}), agent, path))
 
 
-def save_config(config: RunConfig[Any], directory: Path) -> None:
+def save_config(config: Any, directory: Path, **more: str) -> None:
     """Write config.toml: every setting of the run, and the versions it ran with; to its storage, too."""
-    table = {key: value for key, value in dataclasses.asdict(config).items() if value is not None}
+    table = {**more, **{key: value for key, value in dataclasses.asdict(config).items() if value is not None}}
     table.pop("out", None)
     table["settings"] = {key: value for key, value in table.pop("settings").items() if value is not None}
     table["versions"] = _versions()
     text = tomli_w.dumps(table).encode()
-    if config.storage is not None:
+    if getattr(config, "storage", None) is not None:
         open_storage(config.storage).put("config.toml", text)
     replace_durably(directory / "config.toml", text)
 
@@ -181,6 +182,10 @@ def load_config(directory: Path) -> RunConfig[Any]:
     if not path.is_file():
         raise UsageError(f"{directory} is not a run directory: it has no config.toml.")
     table = read_toml(path)
+    if table.get("kind") == "ingest":
+        raise UsageError(
+            f"{directory} is a run of `streamwise ingest`, which learns events; this is for agents."
+        )
     table.pop("versions", None)
     settings = _settings(table.pop("settings", {}), table.get("agent", "stream-ac"), path)
     known = {field.name for field in dataclasses.fields(RunConfig)}
@@ -197,13 +202,18 @@ def load_config(directory: Path) -> RunConfig[Any]:
 
 
 def _settings(table: Any, agent: str, path: Path) -> StreamSettings:
-    kind: type[StreamSettings] = agent_class(agent).Config
+    settings: StreamSettings = settings_of(agent_class(agent).Config, table, agent, path)
+    return settings
+
+
+def settings_of(kind: type[Any], table: Any, name: str, path: Path) -> Any:
+    """Return the settings of a learner from the [settings] of a file. Raises UsageError, naming the key."""
     known = [field.name for field in dataclasses.fields(kind)]
     if not isinstance(table, dict):
         raise UsageError(f"{path}: 'settings' must be a table, [settings].")
     for key in table:
         if key not in known:
-            raise UsageError(f"{path}: {agent} has no setting {key!r}.{nearest(key, known)}")
+            raise UsageError(f"{path}: {name} has no setting {key!r}.{nearest(key, known)}")
     try:
         return msgspec.convert(table, kind)
     except (msgspec.ValidationError, UsageError) as error:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
-from streamwise.agents import Learner
-from streamwise.streams import NonFiniteSampleError, Stream, Transition
+from streamwise.streams import NonFiniteSampleError
 
 __all__ = ["StopRequest", "learn"]
+
+Sample = TypeVar("Sample")
 
 _STEPS_BETWEEN_SHOWS = 32
 
@@ -39,32 +41,35 @@ class StopRequest:
 
 
 def learn(
-    stream: Stream[Transition],
-    learner: Learner,
+    samples: Iterable[Sample],
+    learn_one: Callable[[Sample], Any],
     *,
-    steps: int,
-    record: Callable[[Transition, Any], None],
+    record: Callable[[Sample, Any], None],
     checkpoint: Callable[..., None],
-    checkpoint_every: int,
+    due: Callable[[int], bool],
     show: Callable[[], None],
     stop: StopRequest,
+    steps: float = math.inf,
     step: int = 0,
+    size: Callable[[Sample], int] | None = None,
 ) -> int:
-    """Learn from `stream` until `steps` samples have been learned, it ends, or a stop is requested.
+    """Learn from `samples` until `steps` of them have been learned, they end, or a stop is requested.
 
-    step: samples learned before. show: called every 32 steps. checkpoint: called with last=True at the end.
-    Returns the number learned in all; the last one is in a checkpoint.
-    Raises NonFiniteSampleError for NaN or an infinity, after a checkpoint of the last good state.
+    learn_one: a learner's. step: samples learned before. due: whether a checkpoint is, at this step. show:
+    called every 32 steps. checkpoint: called with last=True at the end. size: where a sample holds several,
+    such as the events of one poll, how many; there is a checkpoint only between two polls, and a show after
+    each. Returns the number learned in all; the last one is in a checkpoint. Raises NonFiniteSampleError for
+    NaN or an infinity, after a checkpoint of the last good state.
     """
     try:
-        for sample in stream:
-            record(sample, learner.learn_one(sample))
-            step += 1
-            if step % _STEPS_BETWEEN_SHOWS == 0:
+        for sample in samples:
+            record(sample, learn_one(sample))
+            step += 1 if size is None else size(sample)
+            if size is not None or step % _STEPS_BETWEEN_SHOWS == 0:
                 show()
             if step >= steps or stop.signal is not None:
                 break
-            if step % checkpoint_every == 0:
+            if due(step):
                 checkpoint()
     except NonFiniteSampleError:
         checkpoint(last=True)

@@ -42,6 +42,7 @@ class Recorder:
         self.recent_returns: deque[float] = deque(maxlen=RECENT_EPISODES)
         self.metrics = RowFile(directory / "metrics.parquet", storage)
         self.predictions = RowFile(directory / "predictions.parquet", storage)
+        self.files = {"metrics": self.metrics, "predictions": self.predictions}
         self._tensorboard = EventFile(directory / "tensorboard")
         self._elapsed_before = 0.0
         self._started = time.perf_counter()

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from streamwise.runs.checkpoint import Checkpoints
+from streamwise.runs.event_recorder import EventRecorder
 from streamwise.runs.recorder import Recorder
 from streamwise.streams import Position
 
@@ -43,7 +44,7 @@ class Saver:
     def __init__(
         self,
         checkpoints: Checkpoints,
-        recorder: Recorder,
+        recorder: Recorder | EventRecorder,
         *,
         last_good_step: int | None = None,
         fail_at_once: bool = False,
@@ -116,7 +117,7 @@ class Saver:
 
     def _write(self, work: _Work) -> None:
         recorder = dict(work.meta["recorder"])
-        for name, file in (("metrics", self.recorder.metrics), ("predictions", self.recorder.predictions)):
+        for name, file in self.recorder.files.items():
             recorder[name] = file.write(recorder[name], at_once=work.rows_at_once)
         self.checkpoints.save(work.step, work.state, {**work.meta, "recorder": recorder})
         with self._changed:

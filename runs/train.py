@@ -260,11 +260,11 @@ def _run(
             try:
                 step = learn(
                     stream,
-                    learner,
+                    learner.learn_one,
                     steps=config.steps,
                     record=record_life if config.episodic_life else recorder.record,
                     checkpoint=save_checkpoint,
-                    checkpoint_every=config.checkpoint_every,
+                    due=lambda step: step % config.checkpoint_every == 0,
                     show=display.update,
                     stop=stop,
                     step=recorder.step,

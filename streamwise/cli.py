@@ -19,6 +19,8 @@ import tyro
 
 if TYPE_CHECKING:
     from streamwise.runs.config import RunConfig
+    from streamwise.runs.ingest import IngestResult
+    from streamwise.runs.ingest_config import IngestConfig
     from streamwise.runs.train import RunResult
 
 __all__ = ["main"]
@@ -41,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     if name not in COMMANDS:
         _fail(2, f"streamwise: no command is named {name!r}.{_nearest(name)} See `streamwise --help`.")
     from streamwise.streams import DivergedError, NonFiniteSampleError, UsageError
+    from streamwise.streams.dead_letters import DeadLetterLimitError
 
     try:
         with _warnings_as_lines():
@@ -50,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:  # whoever reads our output has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (NonFiniteSampleError, DivergedError, OSError) as error:
+    except (NonFiniteSampleError, DivergedError, DeadLetterLimitError, OSError) as error:
         _fail(1, f"streamwise {name}: {error}")
     except KeyboardInterrupt:
         _fail(130, f"streamwise {name}: interrupted.")
@@ -121,9 +124,129 @@ class ResumeArguments:
 
 def _resume(argv: list[str]) -> int:
     arguments = _parse(ResumeArguments, "resume", argv)
+    from streamwise.runs.ingest_config import is_ingest, load_ingest
+
+    if is_ingest(arguments.run):
+        from streamwise.runs.ingest import resume_ingest
+        from streamwise.streams import UsageError
+
+        if arguments.steps is not None or arguments.backend is not None:
+            raise UsageError("--steps and --backend are for agents; this is a run on events.")
+        return _finish_ingest(resume_ingest(arguments.run), load_ingest(arguments.run).time_unit)
     from streamwise.runs.train import resume
 
     return _finish(resume(arguments.run, arguments.steps, arguments.backend))
+
+
+INGEST_HELP = """
+    Learn from events as they come in: score each one, learn from it, never lose or repeat one.
+
+    Leaves a run directory with settings, metrics, TensorBoard files, checkpoints, refused records and a report.
+    The same command again goes on exactly where the run was, whatever ended it.
+
+    streamwise ingest file:events.csv.gz
+    streamwise ingest 'file:log.jsonl?time=ts&unit=ms&type=action&key=user.id' --follow --model hawkes
+    streamwise ingest kafka://localhost:9092/clicks --serve 8000
+    streamwise ingest synthetic:hawkes --model poisson
+    """
+
+
+def _ingest(argv: list[str]) -> int:
+    from streamwise.agents import EVENT_MODELS, event_model_class
+    from streamwise.runs.ingest_config import IngestConfig
+
+    model = _peek(argv, "--model") or "counts"
+    settings = event_model_class(model).Config()
+    default: IngestConfig[Any] = _without_validation(
+        IngestConfig, sources=tyro.MISSING, settings=settings, model=model
+    )
+    others = ", ".join(name for name in EVENT_MODELS if name != model)
+    help_text = (
+        f"{INGEST_HELP}\n    The settings listed last are those of {model}; add --model NAME to see those of "
+        f"{others}."
+    )
+    kind: Any = IngestConfig[type(settings)]  # type: ignore[misc]  # known only now that the model is
+    config: IngestConfig[Any] = _parse(kind, "ingest", argv, help_text, default)
+    from streamwise.runs.ingest import ingest
+
+    return _finish_ingest(ingest(config), config.time_unit)
+
+
+def _finish_ingest(result: IngestResult, time_unit: float) -> int:
+    """Say how it went and where things are."""
+    scores = result.scores
+    print(f"{'stopped' if result.signal else 'done'} after {result.events:,} events")
+    if scores["log_likelihood"] == scores["log_likelihood"]:
+        unit = "s" if time_unit == 1.0 else f"{time_unit:g} s"
+        print(
+            f"scores: log-likelihood {scores['log_likelihood']:.4f} an event "
+            f"(times {scores['time_log_likelihood']:.4f}, gaps in units of {unit}; "
+            f"types {-scores['type_log_loss']:.4f}), type error {100 * scores['type_error']:.2f}%"
+        )
+    if result.dead_letters:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(result.dead_letters.items()))
+        print(f"refused: {sum(result.dead_letters.values()):,} records ({reasons})")
+        print(f"         {result.directory / 'dead_letters.jsonl'}")
+    print(f"run:    {result.directory}")
+    if result.signal is not None:
+        print(f"go on:  streamwise resume {result.directory}")
+        return 128 + result.signal
+    return 0
+
+
+@dataclass(frozen=True)
+class PredictArguments:
+    """Predict a key's next event from the newest checkpoint of a run on events.
+
+    What type it is likely to be, when to expect it, and how sure that is; also beside a run that is going on.
+
+    streamwise predict outputs/events-hawkes --key alice
+    streamwise predict outputs/events-hawkes --key alice --horizon 3600 --json
+    """
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_DIR")]
+    """The run directory."""
+    key: str
+    """The key, such as a user."""
+    now: float | None = None
+    """The present, in the events' own time. Unset: how far the stream had come at the checkpoint."""
+    horizon: float | None = None
+    """Also say how likely an event is within so many seconds."""
+    top: int = 5
+    """How many types to list."""
+    json: bool = False
+    """Print everything as one line of JSON."""
+
+
+def _predict(argv: list[str]) -> int:
+    arguments = _parse(PredictArguments, "predict", argv)
+    from streamwise.runs.ingest import predict
+
+    prediction, checkpoint = predict(
+        arguments.run, arguments.key, now=arguments.now, horizon=arguments.horizon
+    )
+    if arguments.json:
+        import json
+
+        print(json.dumps(dataclasses.asdict(prediction)))
+        return 0
+    p = prediction
+    print(f"key {p.key}: {p.events:,} events, the last {p.now - p.last_time:,.1f} s ago ({p.last_type})")
+    if p.mean_wait is None:
+        print("no further event is expected")
+    else:
+        median = "unknown" if p.median_wait is None else f"{p.median_wait:,.1f} s"
+        low, high = p.intervals["90%"]
+        print(
+            f"next event: in {median} (median), {p.mean_wait:,.1f} s (mean), {low:,.1f} to {high:,.1f} s (90%)"
+        )
+    if p.probability is not None:
+        print(f"within {p.horizon:,.0f} s: {100 * p.probability:.1f}%")
+    ranked = sorted(p.types.items(), key=lambda item: -item[1])
+    for name, share in ranked[: arguments.top]:
+        print(f"  {100 * share:5.1f}%  {name}")
+    print(f"checkpoint after {checkpoint.meta['step']:,} events")
+    return 0
 
 
 @dataclass(frozen=True)
@@ -371,6 +494,8 @@ class Command:
 
 COMMANDS = {
     "train": Command("learn from an environment, or predict a time series", _train),
+    "ingest": Command("learn from live events: files, Kafka, Redis Streams", _ingest),
+    "predict": Command("predict a key's next event", _predict),
     "resume": Command("go on with an interrupted run, or extend a finished one", _resume),
     "sweep": Command("run environments, agents and seeds on all cores, or on a Ray cluster", _sweep),
     "evaluate": Command("play episodes with a trained policy; make a video", _evaluate),

@@ -77,7 +77,7 @@ TestAgainstADictionary.settings = settings(max_examples=60, stateful_step_count=
 
 
 def test_old_rows_are_let_go_of(tmp_path):
-    """With three checkpoints kept, a key that is written again and again has no more than a few rows on disk."""
+    """With three checkpoints kept, a key that is written often has a few rows on disk, no more."""
     states, generations = KeyStates(ROW, 2, tmp_path / "keys.sqlite"), []
     for i in range(40):
         put(states, [f"key {i % 6}"], [float(i + 1)])

@@ -1,0 +1,256 @@
+"""Learning from live events: starting a run, and going on with it exactly where it was."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from streamwise.agents import EventModel, event_model_class
+from streamwise.agents.event_model import Array, Prediction
+from streamwise.kernels import native_info
+from streamwise.runs.checkpoint import Checkpoint, Checkpoints, check_finite
+from streamwise.runs.event_progress import EventDisplay
+from streamwise.runs.event_recorder import EventRecorder
+from streamwise.runs.ingest_config import MAY_CHANGE, IngestConfig, is_ingest, load_ingest, save_ingest
+from streamwise.runs.lock import locked
+from streamwise.runs.loop import StopRequest, learn
+from streamwise.runs.saver import Saver
+from streamwise.streams import UsageError
+from streamwise.streams.dead_letters import DeadLetterLog
+from streamwise.streams.event_stream import EventBatch, EventStream
+from streamwise.streams.sources import open_source
+
+__all__ = ["IngestResult", "LiveRun", "ingest", "load_model", "predict", "resume_ingest"]
+
+
+@dataclass(frozen=True)
+class IngestResult:
+    """How a run ended: where it is, its scores, what was refused, and the signal that stopped it, if any."""
+
+    directory: Path
+    events: int
+    scores: dict[str, float]
+    dead_letters: dict[str, int]
+    signal: int | None
+
+
+@dataclass
+class LiveRun:
+    """A run while it goes on, for those who look at it from another thread, holding `lock` meanwhile."""
+
+    config: IngestConfig[Any]
+    model: EventModel
+    stream: EventStream
+    recorder: EventRecorder
+    lock: threading.Lock
+
+
+def ingest(
+    config: IngestConfig[Any],
+    *,
+    display: Callable[..., Any] = EventDisplay,
+    stop: StopRequest | None = None,
+    on_start: Callable[[LiveRun], None] | None = None,
+) -> IngestResult:
+    """Start a run, or go on with the one in its directory. Raises UsageError for what the user can mend.
+
+    stop: ends the run when it is set, in place of SIGINT and SIGTERM. on_start: called once it is open.
+    """
+    config = config.resolved()
+    directory = config.directory
+    if is_ingest(directory):
+        saved = load_ingest(directory)
+        for field in dataclasses.fields(IngestConfig):
+            there, here = getattr(saved, field.name), getattr(config, field.name)
+            if there != here and field.name not in MAY_CHANGE:
+                flag = field.name.replace("_", "-")
+                raise UsageError(
+                    f"{directory} was made with another {flag} ({there}, not {here}); "
+                    "choose another --out, or remove it."
+                )
+    elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UsageError(f"{directory} already exists and holds no run on events; give another --out.")
+    directory.mkdir(parents=True, exist_ok=True)
+    with locked(directory):
+        return _run(config, directory, display, stop, on_start)
+
+
+def resume_ingest(directory: Path, **options: Any) -> IngestResult:
+    """Go on with the run in `directory`, with the settings that it has."""
+    return ingest(load_ingest(directory), **options)
+
+
+def _run(
+    config: IngestConfig[Any],
+    directory: Path,
+    new_display: Callable[..., Any],
+    stop: StopRequest | None,
+    on_start: Callable[[LiveRun], None] | None,
+) -> IngestResult:
+    checkpoints = Checkpoints.of(config)
+    checkpoint = checkpoints.latest() if checkpoints.names() else None
+    with ExitStack() as stack:
+        # Sources first: what is wrong with them is said before anything is written.
+        sources = []
+        for url in config.sources:
+            source = open_source(
+                url, follow=config.follow, until_end=config.until_end, group=f"streamwise-{directory.name}"
+            )
+            stack.callback(source.close)
+            sources.append(source)
+        save_ingest(config, directory)
+        also = _kafka_letters(config, stack)
+        dead_letters = DeadLetterLog(
+            directory / "dead_letters.jsonl", also=also, limit=config.max_dead_letters
+        )
+        stack.callback(dead_letters.close)
+        stream = EventStream(
+            sources,
+            dead_letters,
+            lateness=config.lateness,
+            buffer=config.buffer,
+            idle_seconds=config.idle_seconds,
+            until_end=config.until_end,
+            most=config.events,
+        )
+        model = event_model_class(config.model)(
+            config.settings, backend=config.backend, keys_path=directory / "keys.sqlite"
+        )
+        stack.callback(model.close)
+        recorder = stack.enter_context(
+            EventRecorder(directory, model, stream, interval=config.interval, time_unit=config.time_unit)
+        )
+        notes = [_backend_of(model)]
+        generations: dict[int, int] = {}  # of the keys' file, by the step of the checkpoint that needs it
+        if checkpoint is not None:
+            model.load_state_dict(checkpoint.state)
+            stream.seek(checkpoint.meta["position"])
+            recorder.resume(checkpoint.meta["recorder"])
+            notes.append(f"goes on after {recorder.step:,} events")
+        saver = Saver(
+            checkpoints,
+            recorder,
+            last_good_step=None if checkpoint is None else recorder.step,
+            fail_at_once=config.fail_on_save_error,
+        )
+        run = LiveRun(config, model, stream, recorder, threading.Lock())
+        saved_at, saved_records = time.monotonic(), stream.records
+
+        def learn_batch(batch: EventBatch) -> Array:
+            with run.lock:
+                scores: Array = model.learn_many(batch.times, batch.types, batch.keys)
+                recorder.record(batch, scores)
+            return scores
+
+        def save_checkpoint(last: bool = False) -> None:
+            nonlocal saved_at, saved_records
+            with run.lock:
+                generation = model.keys.generation
+                state = model.state_dict()
+                check_finite(state)
+                position = {**stream.position, "keys_generation": generation}
+            meta = {"model": config.model, "position": position, "recorder": recorder.state()}
+            saver.save(state, meta, last=last)
+            saved_at, saved_records = time.monotonic(), stream.records
+            commit()
+
+        def commit() -> None:
+            durable = saver.newly_durable()
+            if durable is None:
+                return
+            stream.commit(durable)
+            generations[durable["released"]] = durable["keys_generation"]
+            oldest = checkpoints.steps()[0]
+            if oldest in generations:
+                model.keys.forget_before(generations[oldest])
+            for step in [step for step in generations if step < oldest]:
+                del generations[step]
+
+        shown = new_display(run, ", ".join(notes))
+        stack.enter_context(shown)
+        if on_start is not None:
+            on_start(run)
+        if stop is None:
+            stop = stack.enter_context(StopRequest().on_signals())
+
+        def show() -> None:
+            shown.update()
+            commit()
+
+        try:
+            step = learn(
+                stream.batches(),
+                learn_batch,
+                record=lambda batch, scores: None,
+                checkpoint=save_checkpoint,
+                due=lambda step: (
+                    stream.records > saved_records
+                    and time.monotonic() - saved_at >= config.checkpoint_seconds
+                ),
+                show=show,
+                stop=stop,
+                step=recorder.step,
+                size=lambda batch: batch.size,
+            )
+            if stop.signal is None:
+                recorder.finish()
+                save_checkpoint(last=True)
+        except KeyboardInterrupt:  # a second Ctrl-C: at once, like a kill
+            raise
+        except BaseException:
+            saver.close()
+            raise
+        saver.close()
+        commit()
+        return IngestResult(directory, step, recorder.scores.scores(), dict(dead_letters.counts), stop.signal)
+
+
+def _kafka_letters(config: IngestConfig[Any], stack: ExitStack) -> Callable[[bytes], None] | None:
+    if config.dead_letters is None:
+        return None
+    from streamwise.streams.sources import open_dead_letters
+
+    letters = open_dead_letters(config.dead_letters)
+    stack.callback(letters.close)
+    write: Callable[[bytes], None] = letters.write
+    return write
+
+
+def _backend_of(model: EventModel) -> str:
+    info = native_info()
+    if model.native is None or info is None:
+        return "reference back end"
+    return "native back end"
+
+
+def load_model(directory: Path) -> tuple[EventModel, Checkpoint]:
+    """Return the model of a run's newest checkpoint, to look at beside a run that may be going on."""
+    config = load_ingest(directory)
+    checkpoint = Checkpoints.of(config).latest()
+    model: EventModel = event_model_class(config.model)(
+        config.settings, backend=config.backend, keys_path=directory / "keys.sqlite", read_only=True
+    )
+    model.load_state_dict(checkpoint.state)
+    return model, checkpoint
+
+
+def predict(
+    directory: Path, key: str, *, now: float | None = None, horizon: float | None = None
+) -> tuple[Prediction, Checkpoint]:
+    """Predict the next event of a key from a run's newest checkpoint.
+
+    now: seconds, in the events' own time; by default how far the stream had come. Raises UsageError.
+    """
+    model, checkpoint = load_model(directory)
+    partitions = checkpoint.meta["position"]["partitions"].values()
+    row = model.keys.find(key)
+    if now is None and row is not None:
+        known = [p["watermark"] for p in partitions if p["watermark"] is not None]
+        now = max([float(row["last_time"]), *([min(known)] if known else [])])
+    return model.predict_one(key, now=now, horizon=horizon), checkpoint

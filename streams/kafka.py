@@ -1,0 +1,615 @@
+"""Kafka topics, as sources whose position is ours and not the broker's, and to keep refused records."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import math
+import threading
+import time
+import warnings
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from streamwise.streams.decode import Fields, JsonDecoder
+from streamwise.streams.errors import UsageError
+from streamwise.streams.event import Decoded, Records
+
+__all__ = ["KafkaDeadLetters", "KafkaSource"]
+
+_logger = logging.getLogger("streamwise")
+
+_HELD = 10_000  # records of a paused partition that wait here, before its fetching stops
+_ASK_SECONDS = 1.0  # for one answer of a broker that has answered before
+_UNKNOWN_SECONDS = 1.0  # in which a topic that was just made becomes known to all brokers
+_LAGGING_SECONDS = 1.0  # some brokers report the end of a partition a moment late
+_CLOSE_SECONDS = 2.0
+
+# What a properties file may not set: it would change what is read, or print what nobody should see.
+_OURS = {
+    "bootstrap.servers": "the brokers are in the URL",
+    "metadata.broker.list": "the brokers are in the URL",
+    "group.id": "the group is an option of the command",
+    "group.instance.id": "partitions are assigned here, not by the group",
+    "auto.offset.reset": "where to start is in the URL",
+    "enable.auto.commit": "offsets are published after each checkpoint",
+    "enable.auto.offset.store": "offsets are published after each checkpoint",
+    "enable.partition.eof": "the end of a partition has to be seen",
+    "debug": "it could print secrets",
+    "log_level": "it could print secrets",
+}
+_WORDS = ("security.protocol", "sasl.mechanism", "sasl.mechanisms")  # whose values are no secrets, but common
+_USUAL = (
+    "security.protocol",
+    "sasl.mechanism",
+    "sasl.mechanisms",
+    "sasl.username",
+    "sasl.password",
+    "ssl.ca.location",
+    "ssl.certificate.location",
+    "ssl.key.location",
+    "ssl.key.password",
+    "client.id",
+    "client.rack",
+    "isolation.level",
+    *_OURS,
+)
+
+
+class _Decoder(Protocol):
+    def decode(self, values: Sequence[Any]) -> Decoded: ...
+
+
+@dataclass(slots=True)
+class _Partition:
+    """What was fetched of one partition and not yet polled, and how far both have come."""
+
+    number: int
+    name: str
+    next: int = -1  # the offset after the last record fetched; negative until the start is known
+    end: int = -1  # the offset it ended at when it was opened; negative until that is known
+    values: list[bytes | None] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    begun: bool = True  # False until a poll has told where it starts
+    fetching: bool = False
+    astray: bool = False  # the broker does not have `next`
+    at_end: bool = False  # nothing followed the last record fetched
+    ended: bool = False  # that has been so at least once
+
+    def waits(self) -> bool:
+        """Whether it has something for a poll."""
+        return bool(self.offsets) or not (self.begun or self.next < 0)
+
+    def take(self, limit: int, now: float) -> Records:
+        """Return up to `limit` of the records that wait."""
+        values, offsets = self.values[:limit], self.offsets[:limit]
+        del self.values[:limit], self.offsets[:limit]
+        self.begun = True
+        return Records(self.name, values, offsets, offsets[-1] + 1 if offsets else self.next, now)
+
+
+class KafkaSource:
+    """The records of a topic, by partition; a position is the offset of the next record.
+
+    Partitions are assigned to this reader, and where to go on is for `seek` to say, never for the broker: the
+    offsets that `commit` publishes under `group` are for lag monitoring alone. A record whose offset has been
+    delivered is dropped, so a fetch that repeats itself repeats nothing here; gaps in the offsets, as
+    compaction and transactions leave them, are no matter.
+
+    brokers: HOST:PORT, separated by commas. start: "earliest", "latest" or seconds since 1970, for a source
+    without positions. Its first poll also gives `Records` without values for each partition, so that a
+    checkpoint knows the start of those where nothing has happened yet. Partitions that appear while it runs,
+    or are unknown to the positions given to `seek`, are read from their earliest record; they are looked for
+    every `metadata_seconds`. until_end: finished once each partition has been read to where it ended when the
+    source was opened. Where retention has deleted the records that come next, a warning says how many offsets
+    are lost, and the earliest record is next.
+
+    decoder: None for JSON, "avro" with a `schema` file of JSON, or "protobuf" with a `schema` file that holds
+    a FileDescriptorSet and the full name of the `message`. config_path: a properties file (key=value lines)
+    of librdkafka's settings, for TLS, SASL and tuning; its values are never shown. connect_seconds: how long
+    the first answer may take; later outages are waited out.
+
+    A poll can come back early with nothing when the end of a partition has been reached. Raises UsageError
+    for an unknown topic, brokers that do not answer or refuse the login, a bad option, and a position that
+    is behind the partition's end.
+    """
+
+    def __init__(
+        self,
+        brokers: str,
+        topic: str,
+        fields: Fields,
+        *,
+        start: Literal["earliest", "latest"] | float = "earliest",
+        config_path: Path | None = None,
+        group: str = "streamwise",
+        decoder: str | None = None,
+        schema: Path | None = None,
+        message: str | None = None,
+        until_end: bool = False,
+        metadata_seconds: float = 30.0,
+        connect_seconds: float = 10.0,
+    ) -> None:
+        self._cluster = _Cluster(brokers, topic, config_path)
+        self._kafka = self._cluster.kafka
+        self.name = self._cluster.where
+        self.finished = False
+        checked = _checked_start(start, self.name)
+        self._until_end = until_end
+        self._metadata_seconds = metadata_seconds
+        self._decoder = _decoder(decoder, fields, schema, message, self.name)
+        ours = {
+            "group.id": group,
+            "auto.offset.reset": "error",
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "enable.partition.eof": True,
+            "on_commit": _on_commit,
+        }
+        self._consumer = self._cluster.client("Consumer", ours)
+        numbers = self._cluster.partitions(self._consumer, connect_seconds)
+        self._partitions = {number: _Partition(number, f"{topic}/{number}") for number in numbers}
+        self._first = list(self._partitions.values())
+        self.partitions: Sequence[str] = [p.name for p in self._first]
+        self._starts: dict[int, str | float] = dict.fromkeys(numbers, checked)  # where they have not begun
+        self._looked_at = time.monotonic()
+        self._arrived_at: float | None = None  # when everything up to the ends had been read
+        self._closed = False
+
+    def seek(self, positions: dict[str, Any]) -> None:
+        """Go on from these offsets, and in other partitions from the earliest; before the first poll."""
+        by_name = {p.name: p for p in self._first}
+        for name, offset in positions.items():
+            if name not in by_name:
+                raise UsageError(
+                    f"{self.name}: the position has a partition {name!r}, the topic only "
+                    f"{', '.join(self.partitions[:10])}; give the topic that the run was started with."
+                )
+            by_name[name].next = int(offset)
+        if positions:
+            self._starts = {p.number: "earliest" for p in self._first if p.next < 0}
+
+    def poll(self, limit: int, timeout: float, paused: AbstractSet[str]) -> list[Records]:
+        """Return up to `limit` records, waiting up to `timeout` seconds for the first."""
+        self._cluster.check()
+        if self.finished or self._closed:
+            return []
+        self._look_for_partitions()
+        self._direct(paused)
+        if not any(p.waits() and p.name not in paused for p in self._partitions.values()):
+            self._fetch(limit, timeout)
+        records: list[Records] = []
+        now = time.monotonic()
+        for partition in self._partitions.values():
+            if limit > 0 and partition.waits() and partition.name not in paused:
+                records.append(partition.take(limit, now))
+                limit -= len(records[-1].values)
+        self.finished = self._until_end and self._has_ended(now)
+        return records
+
+    def decode(self, records: Records) -> Decoded:
+        """Read the values; never raises for anything that a record holds."""
+        return self._decoder.decode(records.values)
+
+    def at_end(self, partition: str) -> bool:
+        """Whether all that the partition held when last looked at has been polled."""
+        found = self._partitions[_number(partition)]
+        return found.at_end and not found.offsets
+
+    def commit(self, positions: dict[str, Any]) -> None:
+        """Publish how far each partition is durably learned, without waiting for the broker's answer."""
+        offsets = [self._at(_number(name), offset) for name, offset in positions.items()]
+        try:
+            self._consumer.commit(offsets=offsets, asynchronous=True)
+        except (self._kafka.KafkaException, RuntimeError) as error:
+            _logger.debug("%s: offsets were not published: %s", self.name, type(error).__name__)
+
+    def lag(self) -> int | None:
+        """Return how many offsets are not polled yet, by the brokers' last word; None before there is one."""
+        lag = 0
+        for partition in self._partitions.values():
+            if self.at_end(partition.name):
+                continue
+            position = partition.offsets[0] if partition.offsets else partition.next
+            if position < 0 or self._closed:
+                return None
+            _, high = self._consumer.get_watermark_offsets(self._at(partition.number), cached=True)
+            if high < 0:
+                return None
+            lag += max(0, high - position)
+        return lag
+
+    def close(self) -> None:
+        """Leave the brokers, waiting a moment for what `commit` sent."""
+        if self._closed:
+            return
+        self._closed = True
+        # A broker that hangs would hold up the last commit, and with it the end of the process.
+        closing = threading.Thread(target=self._consumer.close, daemon=True)
+        closing.start()
+        closing.join(_CLOSE_SECONDS)
+
+    def _fetch(self, limit: int, timeout: float) -> None:
+        """Wait for a record, and take along all that have come with it."""
+        try:
+            # Asked for more than one, `consume` waits for all of them or the timeout.
+            messages = self._consumer.consume(1, max(0.0, timeout))
+            if messages and limit > 1:
+                messages += self._consumer.consume(min(limit - 1, 1_000_000), 0.0)
+        except self._kafka.KafkaException as error:
+            self._cluster.hear(error.args[0])
+            messages = []
+        partitions = self._partitions
+        for message in messages:
+            fault = message.error()
+            if fault is not None:
+                self._hear(fault, message.partition())
+                continue
+            partition = partitions[message.partition()]
+            offset = message.offset()
+            if offset >= partition.next:
+                partition.values.append(message.value())
+                partition.offsets.append(offset)
+                partition.next = offset + 1
+                partition.at_end = False
+        self._cluster.check()
+
+    def _hear(self, error: Any, number: int | None) -> None:
+        """Heed an error that came in place of a record."""
+        errors = self._kafka.KafkaError
+        partition = None if number is None else self._partitions.get(number)
+        if partition is None:
+            self._cluster.hear(error)
+        elif error.code() == errors._PARTITION_EOF:
+            partition.at_end = partition.ended = True
+        elif error.code() in (errors._AUTO_OFFSET_RESET, errors._LOG_TRUNCATION):
+            partition.astray = True
+        else:
+            self._cluster.hear(error)
+            _logger.warning("%s: %s", partition.name, self._cluster.reason(error))
+
+    def _direct(self, paused: AbstractSet[str]) -> None:
+        """Begin, stop and mend the fetching of partitions."""
+        for partition in self._partitions.values():
+            try:
+                if partition.number in self._starts or (self._until_end and partition.end < 0):
+                    self._begin(partition)
+                if partition.astray:
+                    self._lead_back(partition)
+            except self._kafka.KafkaException as error:
+                self._cluster.hear(error.args[0])
+                return
+            # To pause it would drop what has been fetched. That is kept here, and only much of it stops more.
+            wanted = partition.name not in paused or len(partition.offsets) < _HELD
+            if wanted and not partition.fetching:
+                self._consumer.incremental_assign([self._at(partition.number, partition.next)])
+            elif partition.fetching and not wanted:
+                self._consumer.incremental_unassign([self._at(partition.number)])
+            partition.fetching = wanted
+
+    def _begin(self, partition: _Partition) -> None:
+        """Ask where a partition starts and ends. Raises KafkaException if that cannot be known now."""
+        low, end = self._bounds(partition)
+        start = self._starts.get(partition.number)
+        if start == "earliest":
+            partition.next = low
+        elif start == "latest":
+            partition.next = end
+        elif start is not None:
+            at = self._at(partition.number, int(float(start) * 1000.0))
+            [found] = self._consumer.offsets_for_times([at], timeout=_ASK_SECONDS)
+            if found.error is not None:
+                raise self._kafka.KafkaException(found.error)
+            partition.next = found.offset if found.offset >= 0 else end
+        partition.end = end
+        if start is not None:
+            partition.begun = False
+            del self._starts[partition.number]
+
+    def _lead_back(self, partition: _Partition) -> None:
+        """Find out why the broker does not have the next offset, and go on where it can."""
+        low, high = self._bounds(partition)
+        expected = partition.next
+        if expected > high:
+            raise UsageError(
+                f"{partition.name} on {self._cluster.brokers} ends at offset {high}, before {expected}, "
+                "where this run goes on; the topic was made anew or has lost records, so start a new run."
+            )
+        if expected < low:
+            warnings.warn(
+                f"{partition.name}: retention has deleted the {low - expected:,} offsets from {expected} to "
+                f"{low - 1} before they were read; going on at {low}.",
+                stacklevel=4,
+            )
+            partition.next = low
+        if partition.fetching:
+            self._consumer.incremental_unassign([self._at(partition.number)])
+        partition.astray = partition.fetching = False
+
+    def _look_for_partitions(self) -> None:
+        """Now and then, take up the partitions that the topic has got since."""
+        now = time.monotonic()
+        if now - self._looked_at < self._metadata_seconds:
+            return
+        self._looked_at = now
+        for number in self._cluster.partitions_now(self._consumer):
+            if number not in self._partitions:
+                partition = _Partition(number, f"{self._cluster.topic}/{number}")
+                self._partitions[number] = partition
+                self._starts[number] = "earliest"
+                self.partitions = [*self.partitions, partition.name]
+
+    def _has_ended(self, now: float) -> bool:
+        """Whether every first partition has been polled to where it ended when it was opened."""
+        if any(p.offsets or p.end < 0 or p.next < 0 for p in self._first):
+            return False
+        if all(p.ended for p in self._first):
+            return True
+        if any(p.next < p.end and not p.ended for p in self._first):
+            return False
+        if self._arrived_at is None:
+            self._arrived_at = now
+        return now - self._arrived_at > _LAGGING_SECONDS
+
+    def _bounds(self, partition: _Partition) -> tuple[int, int]:
+        """Ask for the first offset of a partition and the one after its last. Raises KafkaException."""
+        found = self._consumer.get_watermark_offsets(self._at(partition.number), timeout=_ASK_SECONDS)
+        if found is None:
+            raise self._kafka.KafkaException(self._kafka.KafkaError(self._kafka.KafkaError._TIMED_OUT))
+        low, high = found
+        return low, high
+
+    def _at(self, number: int, offset: int | None = None) -> Any:
+        known = self._kafka.OFFSET_INVALID if offset is None else offset
+        return self._kafka.TopicPartition(self._cluster.topic, number, known)
+
+
+class KafkaDeadLetters:
+    """Lines written to a topic, each once and in order as long as the process lives.
+
+    While the brokers are away lines wait, and `write` waits when too many do. Raises UsageError as
+    KafkaSource does, also from `write` and `flush`, once the brokers refuse for good; a single line that they
+    refuse, such as one that is too long, is a warning. A broker that makes topics by itself makes this one.
+    One without idempotent producers needs `enable.idempotence=false` in the properties file.
+    """
+
+    def __init__(
+        self, brokers: str, topic: str, config_path: Path | None = None, *, connect_seconds: float = 10.0
+    ) -> None:
+        self._cluster = _Cluster(brokers, topic, config_path)
+        self.name = self._cluster.where
+        self._producer = self._cluster.client("Producer", {"message.timeout.ms": 0, "linger.ms": 50})
+        self._cluster.partitions(self._producer, connect_seconds)
+
+    def write(self, line: bytes) -> None:
+        """Send a line, without its line end, as soon as there is room for it."""
+        while True:
+            try:
+                self._producer.produce(self._cluster.topic, line.rstrip(b"\n"), on_delivery=self._delivered)
+                break
+            except BufferError:
+                self._producer.poll(0.1)
+                self._cluster.check()
+            except self._cluster.kafka.KafkaException as error:
+                self._delivered(error.args[0], None)
+                break
+        self._producer.poll(0.0)
+        self._cluster.check()
+
+    def flush(self, timeout: float = 10.0) -> int:
+        """Wait up to `timeout` seconds until the brokers have every line; return how many they lack."""
+        left = int(self._producer.flush(timeout))
+        self._cluster.check()
+        return left
+
+    def close(self) -> None:
+        """Wait a moment for what has been written."""
+        left = int(self._producer.flush(_CLOSE_SECONDS))
+        if left:
+            warnings.warn(f"{self.name}: the last {left:,} refused records did not get there.", stacklevel=2)
+            self._producer.purge()
+
+    def _delivered(self, error: Any, _message: Any) -> None:
+        if error is None:
+            return
+        self._cluster.hear(error)
+        reason = self._cluster.reason(error)
+        warnings.warn(f"{self.name}: a refused record could not be written there: {reason}", stacklevel=3)
+
+
+class _Cluster:
+    """The brokers of one topic: how to reach them, and which of their errors no waiting can mend."""
+
+    def __init__(self, brokers: str, topic: str, config_path: Path | None) -> None:
+        if "@" in brokers:
+            raise UsageError(
+                "a broker's address takes no user or password; put them in a properties file and name that."
+            )
+        try:
+            import confluent_kafka
+        except ImportError:
+            raise UsageError("Kafka needs confluent-kafka; pip install 'streamwise[kafka]'.") from None
+        self.kafka: Any = confluent_kafka
+        self.brokers, self.topic = brokers, topic
+        self.where = f"kafka://{brokers}/{topic}"
+        self._config_path = config_path
+        self._settings = {} if config_path is None else _properties(config_path)
+        self._private = [value for key, value in self._settings.items() if key not in _WORDS]
+        self._failure: str | None = None
+        self._last_error: Any = None
+
+    def client(self, kind: Literal["Consumer", "Producer"], ours: dict[str, Any]) -> Any:
+        """Return a client of librdkafka's. Raises UsageError that names the setting it does not accept."""
+        defaults: dict[str, Any] = {"socket.timeout.ms": 10_000, "reconnect.backoff.max.ms": 1_000}
+        if kind == "Consumer":
+            # Some brokers answer an idle fetch only after the whole wait, whatever has come meanwhile, and a
+            # partition that is taken up again waits for it too. A full queue delays the next fetch.
+            defaults |= {"fetch.wait.max.ms": 10, "fetch.queue.backoff.ms": 10}
+            defaults |= {"queued.max.messages.kbytes": 16_384}  # a partition
+        else:
+            defaults |= {"enable.idempotence": True}
+        ours = {"bootstrap.servers": self.brokers, "error_cb": self._overhear, "log_level": 0, **ours}
+        try:
+            return getattr(self.kafka, kind)({**defaults, **self._settings, **ours})
+        except (self.kafka.KafkaException, ValueError, TypeError) as error:
+            text = str(error)  # which may hold a value, so only a key is taken from it
+        if not self._settings:
+            raise UsageError(f"{self.where}: {' '.join(text.split())}.")
+        key = max((key for key in self._settings if key in text), key=len, default=None)
+        if key is None:
+            raise UsageError(f"{self._config_path}: the client refuses these settings together; mend them.")
+        close = [name for name in difflib.get_close_matches(key, _USUAL, n=1) if name != key]
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise UsageError(f"{self._config_path}: the client refuses {key!r}.{hint} Mend or remove the line.")
+
+    def partitions(self, client: Any, seconds: float) -> list[int]:
+        """Return the topic's partitions, waiting so long for a first answer."""
+        started = time.monotonic()
+        while True:
+            left = started + seconds - time.monotonic()
+            found, error = self._ask(client, min(_ASK_SECONDS, max(left, 0.05)))
+            if found:
+                return found
+            client.poll(0.0)  # which calls `_overhear`
+            self.check()
+            passed = time.monotonic() - started
+            if error is not None and self._is_unknown(error):
+                if passed > min(_UNKNOWN_SECONDS, seconds):
+                    raise UsageError(self._unknown(client))
+            elif error is not None:
+                self.hear(error)
+                self.check()
+            if passed > seconds:
+                reason = self.reason(self._last_error or error)
+                raise UsageError(f"{self.where}: no broker has answered within {seconds:g} s: {reason}")
+            time.sleep(0.05)
+
+    def partitions_now(self, client: Any) -> list[int]:
+        """Return the partitions that a broker knows of now; none if nobody answers."""
+        found, error = self._ask(client, _ASK_SECONDS)
+        if error is not None:
+            _logger.debug("%s: %s", self.where, self.reason(error))
+        return found
+
+    def hear(self, error: Any) -> None:
+        """Keep what no waiting can mend for `check`; anything else passes."""
+        code, errors = error.code(), self.kafka.KafkaError
+        if code in (errors._AUTHENTICATION, errors.SASL_AUTHENTICATION_FAILED):
+            how = f"check sasl.* in {self._config_path}" if self._config_path else "give a properties file"
+            self._failure = f"{self.where}: the broker refuses the login; {how}. Reason: {self.reason(error)}"
+        elif code in (errors.TOPIC_AUTHORIZATION_FAILED, errors.CLUSTER_AUTHORIZATION_FAILED):
+            self._failure = (
+                f"{self.where}: the broker does not let this user at the topic ({error.name()}); grant it."
+            )
+        elif self._is_unknown(error):
+            self._failure = f"{self.brokers} no longer has all of topic {self.topic!r}; start a new run."
+        elif error.fatal():
+            self._failure = f"{self.where}: the client cannot go on: {self.reason(error)}"
+        else:
+            _logger.debug("%s: %s", self.where, self.reason(error))
+
+    def check(self) -> None:
+        """Raise UsageError if something was heard that no waiting can mend."""
+        if self._failure is not None:
+            raise UsageError(self._failure)
+
+    def reason(self, error: Any) -> str:
+        """Return an error's own text in one line, or only its name where the text repeats a setting."""
+        if error is None:
+            return "no answer"
+        text = " ".join(str(error.str()).split())
+        return str(error.name()) if any(value in text for value in self._private) else text
+
+    def _overhear(self, error: Any) -> None:
+        self._last_error = error
+        self.hear(error)
+
+    def _ask(self, client: Any, seconds: float) -> tuple[list[int], Any]:
+        """Return the topic's partitions, or none and the error."""
+        try:
+            topic = client.list_topics(self.topic, timeout=seconds).topics[self.topic]
+        except self.kafka.KafkaException as error:
+            return [], error.args[0]
+        return ([], topic.error) if topic.error is not None else (sorted(topic.partitions), None)
+
+    def _is_unknown(self, error: Any) -> bool:
+        errors = self.kafka.KafkaError
+        unknown = (errors.UNKNOWN_TOPIC_OR_PART, errors._UNKNOWN_TOPIC, errors._UNKNOWN_PARTITION)
+        return error.code() in (*unknown, errors.TOPIC_EXCEPTION)
+
+    def _unknown(self, client: Any) -> str:
+        try:
+            names = [name for name in client.list_topics(timeout=_ASK_SECONDS).topics if name != self.topic]
+        except self.kafka.KafkaException:
+            names = []
+        close = difflib.get_close_matches(self.topic, names, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else " Make it first."
+        return f"{self.brokers} has no topic {self.topic!r}.{hint}"
+
+
+def _properties(path: Path) -> dict[str, str]:
+    """Read a file of key=value lines. Raises UsageError, which shows keys and line numbers but no values."""
+    path = path.expanduser()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path}, the client's settings, cannot be read: {error.strerror}.") from None
+    settings: dict[str, str] = {}
+    # An error about the encoding would hold the data, so there is none.
+    for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), start=1):
+        if not line.strip() or line.lstrip()[0] in "#!":
+            continue
+        key, equals, value = (part.strip() for part in line.partition("="))
+        if not equals or not key or not value:
+            raise UsageError(f"{path}, line {number}: write KEY=VALUE, such as security.protocol=SASL_SSL.")
+        if key in settings:
+            raise UsageError(f"{path}, line {number}: {key!r} is given twice.")
+        if key in _OURS:
+            raise UsageError(f"{path}, line {number}: {key!r} cannot be set: {_OURS[key]}. Remove it.")
+        settings[key] = value
+    return settings
+
+
+def _decoder(
+    kind: str | None, fields: Fields, schema: Path | None, message: str | None, where: str
+) -> _Decoder:
+    if kind is None or kind == "json":
+        if schema is not None or message is not None:
+            raise UsageError(f"{where}: schema and message are for decoder=avro and decoder=protobuf.")
+        return JsonDecoder(fields)
+    if kind not in ("avro", "protobuf"):
+        close = difflib.get_close_matches(kind, ["json", "avro", "protobuf"], n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise UsageError(f"{where}: no decoder is named {kind!r}.{hint} Choose from: json, avro, protobuf.")
+    from streamwise.streams.decode_binary import AvroDecoder, ProtobufDecoder
+
+    if schema is None:
+        raise UsageError(f"{where}: decoder={kind} needs schema=FILE.")
+    if kind == "avro":
+        if message is not None:
+            raise UsageError(f"{where}: message is for decoder=protobuf; an Avro schema is one record.")
+        return AvroDecoder(fields, schema)
+    if message is None:
+        raise UsageError(f"{where}: decoder=protobuf needs message=FULL.NAME, one of those in {schema}.")
+    return ProtobufDecoder(fields, schema, message)
+
+
+def _checked_start(start: str | float, where: str) -> str | float:
+    if isinstance(start, str):
+        if start in ("earliest", "latest"):
+            return start
+    elif math.isfinite(start) and start >= 0.0:
+        return start
+    raise UsageError(f"{where}: start is {start!r}; give earliest, latest, or seconds since 1970.")
+
+
+def _on_commit(error: Any, _offsets: Any) -> None:
+    if error is not None:
+        _logger.debug("offsets were not published: %s", error.name())
+
+
+def _number(partition: str) -> int:
+    return int(partition.rpartition("/")[2])

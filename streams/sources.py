@@ -1,0 +1,221 @@
+"""Sources of events by URL."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from pathlib import Path
+from typing import Any, get_args
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from streamwise.streams.decode import Fields
+from streamwise.streams.errors import UsageError
+from streamwise.streams.event import Source
+from streamwise.streams.files import FileSource, Format, StdinSource
+from streamwise.streams.synthetic import SyntheticSource
+
+__all__ = ["SCHEMES", "open_dead_letters", "open_source", "resolved_url"]
+
+SCHEMES = ("file", "kafka", "redis", "rediss", "stdin", "synthetic")
+_QUERY = re.compile(r"\?(?=[A-Za-z_]+=)")  # a question mark in a glob is followed by something else
+
+
+def open_source(
+    url: str, *, follow: bool = False, until_end: bool = False, group: str = "streamwise"
+) -> Source:
+    """Open a source of events.
+
+    file:PATH?time=ts&type=action&key=user_id&unit=ms&features=price&speed=60&format=csv&delimiter=;
+    kafka://BROKER[,BROKER]/TOPIC?start=earliest|latest|SECONDS&config=FILE.properties&decoder=avro&schema=FILE
+    redis://HOST:PORT/STREAM?start=earliest|latest|ID&db=0&user=NAME&password_env=VARIABLE&json=FIELD
+    stdin:?format=csv and synthetic:hawkes|poisson|renewal|drift?events=100000&keys=100&types=5&seed=0
+
+    The parameters of fields (time, type, key, unit, features, version, versions, max_bytes) go with each but
+    synthetic. follow: wait for more at the end of a file. until_end: read a broker's log only to where it
+    ends now. group: under which brokers are told how far it was read. Raises UsageError for everything that
+    the user can mend.
+    """
+    scheme, rest, query = _parts(url)
+    if scheme == "synthetic":
+        try:
+            return SyntheticSource.from_url_parts(rest, query)
+        except UsageError as error:
+            raise UsageError(f"{url}: {error}") from None
+    fields, query = Fields.of(query, url)
+    taken = _Query(url, query)
+    if scheme in ("file", "stdin"):
+        format_name, delimiter = taken.text("format"), taken.text("delimiter")
+        if format_name is not None and format_name not in get_args(Format):
+            raise UsageError(
+                f"{url}: format is {format_name!r}; choose one of: {', '.join(get_args(Format))}."
+            )
+        options: dict[str, Any] = {"format": format_name, "delimiter": delimiter}
+        if scheme == "stdin":
+            taken.finish()
+            return StdinSource(fields, **options)
+        speed = taken.number("speed")
+        taken.finish()
+        return FileSource(rest, fields, speed=speed, follow=follow, **options)
+    if scheme == "kafka":
+        return _kafka(url, rest, fields, taken, until_end=until_end, group=group)
+    return _redis(url, scheme, rest, fields, taken, until_end=until_end, group=group)
+
+
+def open_dead_letters(url: str) -> Any:
+    """Open kafka://BROKER/TOPIC?config=FILE for refused records: an object with `write(line)` and `close()`."""
+    from streamwise.streams.kafka import KafkaDeadLetters
+
+    scheme, rest, query = _parts(url)
+    brokers, _, topic = rest.removeprefix("//").partition("/")
+    if scheme != "kafka" or not brokers or not topic or "@" in brokers:
+        raise UsageError(
+            f"dead letters go to kafka://HOST:PORT/TOPIC, not to {url.partition('@')[2] or url}."
+        )
+    taken = _Query(url, query)
+    config = taken.text("config")
+    taken.finish()
+    return KafkaDeadLetters(brokers, unquote(topic), None if config is None else Path(config))
+
+
+def resolved_url(url: str) -> str:
+    """Return the URL as it means the same from any folder. Raises UsageError for what is no source's URL."""
+    scheme, rest, _ = _parts(url)
+    if scheme != "file":
+        return url
+    return url.replace(rest, os.path.abspath(os.path.expanduser(rest)), 1)
+
+
+def _kafka(url: str, rest: str, fields: Fields, taken: _Query, *, until_end: bool, group: str) -> Source:
+    from streamwise.streams.kafka import KafkaSource
+
+    brokers, _, topic = rest.removeprefix("//").partition("/")
+    if not brokers or not topic or "/" in topic:
+        raise UsageError(f"{url}: write kafka://HOST:PORT[,HOST:PORT]/TOPIC.")
+    if "@" in brokers:
+        raise UsageError(
+            "a kafka URL takes no user or password; put them in a properties file: ?config=FILE."
+        )
+    start: Any = taken.text("start") or "earliest"
+    if start not in ("earliest", "latest"):
+        start = taken.as_number("start", start)
+    config, schema = taken.text("config"), taken.text("schema")
+    decoder, message = taken.text("decoder"), taken.text("message")
+    taken.finish()
+    return KafkaSource(
+        brokers,
+        unquote(topic),
+        fields,
+        start=start,
+        config_path=None if config is None else Path(config),
+        group=group,
+        decoder=decoder,
+        schema=None if schema is None else Path(schema),
+        message=message,
+        until_end=until_end,
+    )
+
+
+def _redis(
+    url: str, scheme: str, rest: str, fields: Fields, taken: _Query, *, until_end: bool, group: str
+) -> Source:
+    from streamwise.streams.redis_streams import RedisSource
+
+    parts = urlsplit(f"{scheme}:{rest}")
+    if parts.username is not None or parts.password is not None:
+        raise UsageError(
+            "a redis URL takes no password; name the variable that holds it: ?password_env=VARIABLE."
+        )
+    try:
+        port = parts.port or 6379
+    except ValueError:
+        port = 0
+    stream = unquote(parts.path.removeprefix("/"))
+    if not parts.hostname or not stream or not port:
+        raise UsageError(f"{url}: write redis://HOST:PORT/STREAM.")
+    start = taken.text("start") or "earliest"
+    db = taken.number("db") or 0.0
+    username, password_env, json_field = taken.text("user"), taken.text("password_env"), taken.text("json")
+    taken.finish()
+    return RedisSource(
+        parts.hostname,
+        port,
+        stream,
+        fields,
+        db=int(db),
+        tls=scheme == "rediss",
+        username=username,
+        password_env=password_env,
+        json_field=json_field,
+        start=start,
+        until_end=until_end,
+        group=group,
+    )
+
+
+def _parts(url: str) -> tuple[str, str, dict[str, str]]:
+    """Return scheme, what follows it, and the parameters."""
+    scheme, colon, rest = url.partition(":")
+    if not colon or scheme not in SCHEMES:
+        if os.path.exists(url):
+            raise UsageError(f"{url} is no URL; write file:{url}.")
+        close = difflib.get_close_matches(scheme, SCHEMES, n=1) if colon else []
+        hint = f" Did you mean {close[0]}:?" if close else ""
+        raise UsageError(
+            f"{url} is no source of events.{hint} Write file:PATH, kafka://BROKER/TOPIC, "
+            "redis://HOST:PORT/STREAM, stdin: or synthetic:hawkes."
+        )
+    pieces = _QUERY.split(rest, maxsplit=1)
+    query: dict[str, str] = {}
+    for name, value in parse_qsl(pieces[1], keep_blank_values=True) if len(pieces) > 1 else ():
+        if name in query:
+            raise UsageError(f"{url}: {name} is given twice.")
+        query[name] = value
+    rest = pieces[0].rstrip("?") if len(pieces) == 1 and scheme != "file" else pieces[0]
+    if scheme == "file":
+        rest = rest.removeprefix("//")
+    return scheme, rest, query
+
+
+class _Query:
+    """The parameters of a URL, taken one by one."""
+
+    def __init__(self, url: str, query: dict[str, str]) -> None:
+        self.url = url
+        self.query = query
+        self.known: list[str] = [
+            "time",
+            "type",
+            "key",
+            "unit",
+            "features",
+            "version",
+            "versions",
+            "max_bytes",
+        ]
+
+    def text(self, name: str) -> str | None:
+        self.known.append(name)
+        return self.query.pop(name, None)
+
+    def number(self, name: str) -> float | None:
+        value = self.text(name)
+        return None if value is None else self.as_number(name, value)
+
+    def as_number(self, name: str, value: str) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            number = -1.0
+        if not 0.0 <= number < float("inf"):
+            raise UsageError(f"{self.url}: {name} is {value!r}; give a number that is not negative.")
+        return number
+
+    def finish(self) -> None:
+        """Raise UsageError for what nobody took."""
+        for name in self.query:
+            close = difflib.get_close_matches(name, self.known, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise UsageError(
+                f"{self.url}: unknown parameter {name!r}.{hint} Choose from: {', '.join(self.known)}."
+            )

@@ -1,0 +1,500 @@
+"""A run on events as it is seen over HTTP, from a real server beside a real run."""
+
+from __future__ import annotations
+
+import dataclasses
+import http.client
+import json
+import math
+import socket
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
+from urllib.parse import quote
+
+import numpy as np
+import pytest
+
+pytest.importorskip("uvicorn", reason="the server needs the extra serve")
+from prometheus_client.parser import text_string_to_metric_families
+
+from streamwise.agents import event_model_class
+from streamwise.runs import serve as serving
+from streamwise.runs.event_recorder import EventRecorder
+from streamwise.runs.ingest import LiveRun, ingest
+from streamwise.runs.ingest_config import IngestConfig
+from streamwise.runs.loop import StopRequest
+from streamwise.runs.serve import Thinned, serve, serve_metrics
+from streamwise.streams import UsageError
+from streamwise.streams.dead_letters import DeadLetterLog
+from streamwise.streams.event_stream import EventBatch, EventStream
+
+TIMEOUT_SECONDS = 15.0
+HOSTILE = "<img src=x onerror=alert(1)>"
+BROKEN = "half \ud83d of a pair"  # JSON can say it, UTF-8 cannot
+
+
+def get(url, *, method="GET", host=None, raw=False):
+    """Return the status and body of a response, which is checked to be JSON unless `raw`."""
+    request = urllib.request.Request(url, method=method, headers={"Host": host} if host else {})
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
+            status, body, headers = response.status, response.read(), response.headers
+    except urllib.error.HTTPError as error:
+        status, body, headers = error.code, error.read(), error.headers
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["Cache-Control"] == "no-store"
+    if raw:
+        return status, body.decode()
+    assert headers["Content-Type"] == "application/json"
+    return status, json.loads(body, parse_constant=pytest.fail)
+
+
+class NoDisplay:
+    """In place of the lines on the terminal."""
+
+    def __init__(self, run, note):
+        pass
+
+    def update(self):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+
+class Idle:
+    """A source without events."""
+
+    name, partitions, finished = "idle", (), False
+
+    def lag(self):
+        return 7
+
+    def close(self):
+        pass
+
+
+@contextmanager
+def still_run(folder, model="counts"):
+    """A run whose loop is the test: `learn` teaches it some events, as one poll would."""
+    kind = event_model_class(model)
+    config = IngestConfig(("synthetic:hawkes",), kind.Config(), model=model, out=folder, interval=10)
+    stream = EventStream([Idle()], DeadLetterLog())
+    with ExitStack() as stack:
+        learner = kind(config.settings)
+        stack.callback(learner.close)
+        recorder = stack.enter_context(EventRecorder(folder, learner, stream, interval=10, time_unit=1.0))
+        run = LiveRun(config, learner, stream, recorder, threading.Lock())
+
+        def learn(times, types, keys):
+            count = len(times)
+            polled = [time.monotonic()] * count
+            batch = EventBatch(times, ["idle"] * count, range(count), types, keys, None, polled)
+            with run.lock:
+                scores = learner.learn_many(times, types, keys)
+                recorder.record(batch, scores)
+                for saw in run.watchers:
+                    saw(batch, scores)
+            return scores
+
+        run.learn = learn
+        yield run
+
+
+@pytest.fixture
+def run(tmp_path):
+    with still_run(tmp_path) as run:
+        yield run
+
+
+@pytest.fixture
+def url(run):
+    with serve(run, port=0) as server:
+        run.learn([100.0 * i for i in range(40)], ["a", "b"] * 20, ["ann", "bob", "eve", "ann"] * 10)
+        yield server.url
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory):
+    """A real run in a thread, without an end."""
+    folder = tmp_path_factory.mktemp("live") / "run"
+    source = "synthetic:hawkes?events=0&speed=20000&keys=20"
+    settings = event_model_class("counts").Config()
+    config = IngestConfig((source,), settings, out=folder, interval=100)
+    stop, started, found = StopRequest(), threading.Event(), {}
+
+    def on_start(run):
+        found["run"] = run
+        found["server"] = servers.enter_context(serve(run, port=0))
+        found["metrics"] = servers.enter_context(serve_metrics(run, port=0))
+        started.set()
+
+    def work():
+        found["result"] = ingest(config, display=NoDisplay, stop=stop, on_start=on_start)
+
+    with ExitStack() as servers:
+        thread = threading.Thread(target=work)
+        thread.start()
+        assert started.wait(TIMEOUT_SECONDS)
+        yield SimpleNamespace(run=found["run"], url=found["server"].url, metrics=found["metrics"].url)
+        stop.signal = 2
+        thread.join(TIMEOUT_SECONDS)
+        assert found["result"].events > 0
+
+
+def wait_for(condition):
+    end = time.monotonic() + TIMEOUT_SECONDS
+    while not (found := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return found
+
+
+def metrics_of(url):
+    """Return the value of every sample by its name and labels."""
+    status, text = get(f"{url}/metrics", raw=True)
+    assert status == 200
+    families = list(text_string_to_metric_families(text))
+    assert all(family.documentation for family in families)
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def test_a_live_run_is_followed_while_it_learns(live):
+    def rows():
+        return get(f"{live.url}/state")[1]["history"]["rows"]
+
+    wait_for(lambda: len(rows()) >= 3)
+    first, second = get(f"{live.url}/state")[1], wait_for(lambda: next_state(live, rows()[-1][0]))
+    assert second["events"] > first["events"]
+    assert second["time"] > first["time"]
+    assert second["since"] == first["since"]
+    assert 0 < second["events_per_second"] < 1e6
+    assert second["title"] == "counts on synthetic:hawkes"
+    assert len(second["newest"]) == 20
+    assert all(event["type"] in "01234" for event in second["newest"])
+    assert sum(kind["share"] for kind in second["by_type"]) == pytest.approx(1.0)
+    assert second["memory"] > 10e6
+    steps = [row[0] for row in second["history"]["rows"]]
+    assert steps == sorted(set(steps))
+    assert steps[0] == 100
+
+
+def next_state(live, step):
+    state = get(f"{live.url}/state")[1]
+    return state if state["events"] > step + 200 else None
+
+
+def test_metrics_alone_are_served_on_a_port_of_their_own(live):
+    wait_for(lambda: live.run.recorder.row)
+    here, there = metrics_of(live.metrics), metrics_of(live.url)
+    assert {name for name in here if name[0].startswith("streamwise")} == {
+        name for name in there if name[0].startswith("streamwise")
+    }
+    assert there["streamwise_events_total",] >= here["streamwise_events_total",] > 0
+    assert get(f"{live.metrics}/state")[0] == 404
+    assert get(f"{live.metrics}/")[0] == 404
+
+
+def test_metrics_say_what_the_run_says(run, url):
+    run.stream.dead_letters.add("late", "it is 3 s behind", "idle", 5, b"secret")
+    run.watchers[0].__self__._looked_at = -math.inf
+    run.learn([4000.0], ["a"], ["ann"])
+    found = metrics_of(url)
+    scores = run.recorder.scores.scores()
+    assert found["streamwise_events_total",] == 41
+    assert found["streamwise_keys",] == 3
+    assert found["streamwise_types",] == 2
+    assert found["streamwise_lag",] == 7
+    assert found["streamwise_dead_letters_total", "late"] == 1
+    for name in ("log_likelihood", "type_error", "type_log_loss", "time_mae"):
+        assert found[f"streamwise_{name}", "all"] == pytest.approx(scores[name])
+        assert found[f"streamwise_{name}", "last"] == pytest.approx(run.recorder.row[f"{name}_window"])
+    assert found["streamwise_latency_seconds", "0.99"] >= found["streamwise_latency_seconds", "0.5"] > 0
+    # Nothing came from the source itself, so that nobody knows how far it is.
+    assert ("streamwise_watermark_delay_seconds",) not in found
+
+
+@pytest.mark.parametrize("model", ["counts", "hawkes", "poisson"])
+def test_predictions_are_those_of_the_model(tmp_path, model):
+    with still_run(tmp_path, model) as run, serve(run, port=0) as server:
+        run.learn([1.5, 3.0, 10.0, 11.0], ["a", "b", "a", HOSTILE], ["ann", "ann", "b&b=ü", "ann"])
+        for key, now, horizon in [("ann", 12.5, 60.0), ("b&b=ü", 1e6, 0.25), ("ann", 11.0, None)]:
+            query = f"key={quote(key)}&now={now!r}" + (f"&horizon={horizon!r}" if horizon else "")
+            status, found = get(f"{server.url}/predict?{query}")
+            expected = dataclasses.asdict(run.model.predict_one(key, now=now, horizon=horizon))
+            assert status == 200
+            assert found == json.loads(json.dumps(expected).replace("Infinity", "null"))
+        assert get(f"{server.url}/predict?key=ann")[1]["now"] == 11.0  # its last event; there is no watermark
+
+
+def test_a_prediction_is_by_default_of_the_watermark_where_that_is_later(run, url):
+    run.watchers[0].__self__.watermark = 5000.0
+    assert get(f"{url}/predict?key=eve")[1]["now"] == 5000.0
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "complaint"),
+    [
+        ("", 400, "no key is given"),
+        ("key=nobody", 404, "no event of key 'nobody' was seen."),
+        ("key=", 404, "no event of key '' was seen."),
+        ("key=ann&key=bob", 400, "key is given twice"),
+        ("key=ann&horizont=3", 400, "no parameter is named 'horizont'. Did you mean 'horizon'?"),
+        ("key=ann&horizon=soon", 400, "horizon is 'soon'; give a number of seconds."),
+        ("key=ann&horizon=0", 400, "horizon is 0.0"),
+        ("key=ann&horizon=nan", 400, "horizon is nan"),
+        ("key=ann&horizon=-inf", 400, "horizon is -inf"),
+        ("key=ann&now=1", 400, "give a later time"),
+        ("key=ann&now=inf", 400, "now is inf"),
+        ("key=%00%ff%0a%0d", 404, "no event of key"),
+    ],
+)
+def test_a_bad_question_is_answered_in_one_line(url, query, status, complaint):
+    found, body = get(f"{url}/predict?{query}")
+    assert found == status
+    assert list(body) == ["error"]
+    assert complaint in body["error"]
+    assert "\n" not in body["error"]
+
+
+def test_what_the_log_holds_comes_back_as_it_was(run, url):
+    run.learn([9e3, 9.1e3, 9.2e3], [HOSTILE, BROKEN, "x" * 5000], [BROKEN, HOSTILE, "k" * 5000])
+    run.learn([9.3e3], ["a"], [HOSTILE])
+    newest = get(f"{url}/state")[1]["newest"]
+    assert [(event["type"], event["key"]) for event in newest[1:4]] == [
+        ("x" * 200 + "…", "k" * 200 + "…"),
+        (BROKEN, HOSTILE),
+        (HOSTILE, BROKEN),
+    ]
+    prediction = get(f"{url}/predict?key={quote(HOSTILE)}")[1]
+    assert prediction["key"] == HOSTILE
+    assert {HOSTILE, BROKEN} < set(prediction["types"])
+    metrics_of(url)
+
+
+def test_the_page_runs_no_script_but_its_own_and_holds_nothing_of_the_log(run, url):
+    run.learn([9e3], [HOSTILE], [HOSTILE])
+    policies = []
+    for _ in range(2):
+        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
+            page, policy = response.read().decode(), response.headers["Content-Security-Policy"]
+            assert response.headers["Content-Type"] == "text/html; charset=utf-8"
+        nonce = policy.split("script-src 'nonce-")[1].split("'")[0]
+        assert page.count(f'nonce="{nonce}"') == 2
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert HOSTILE not in page
+        policies.append(policy)
+    assert policies[0] != policies[1]
+    assert "innerHTML" not in page
+    assert "http://" not in page.replace("http://www.w3.org/2000/svg", "")
+    assert "https://" not in page
+
+
+def test_state_shows_refused_records_without_what_they_held(run, url):
+    for i in range(30):
+        run.stream.dead_letters.add("bad time", f"fault {i}", "idle", i, b"secret")
+    run.watchers[0].__self__._looked_at = -math.inf
+    run.learn([], [], [])
+    letters = get(f"{url}/state")[1]["dead_letters"]
+    assert letters["total"] == 30
+    assert letters["reasons"] == {"bad time": 30}
+    assert [letter["detail"] for letter in letters["newest"]] == [f"fault {i}" for i in range(29, 9, -1)]
+    assert set(letters["newest"][0]) == {"time", "reason", "detail", "partition", "position"}
+    assert "secret" not in json.dumps(letters)
+
+
+def test_newest_events_come_with_the_probability_of_their_type(run, url):
+    scores = run.learn([5e3, 5.1e3], ["b", "a"], ["ann", "new"])
+    newest = get(f"{url}/state")[1]["newest"]
+    assert newest[0] == {"time": 5.1e3, "key": "new", "type": "a", "likely": None}  # the first of its key
+    assert newest[1]["likely"] == pytest.approx(math.exp(scores[0, 2]))
+
+
+def test_types_come_by_frequency_with_their_scores(run, url):
+    run.learn([5e3 + i for i in range(60)], ["c"] * 60, ["ann"] * 60)
+    types = get(f"{url}/state")[1]["by_type"]
+    scores = run.recorder.scores.type_scores()
+    assert [kind["name"] for kind in types] == ["c", "b", "a"]
+    assert types[0]["share"] == pytest.approx(60 / scores["scored"].sum())
+    assert types[0]["type_error"] == pytest.approx(scores["type_error"][2])
+    assert types[0]["type_log_loss"] == pytest.approx(scores["type_log_loss"][2])
+
+
+def test_a_run_without_events_has_a_state_and_metrics_too(tmp_path):
+    with still_run(tmp_path) as run, serve(run, port=0) as server:
+        state = get(f"{server.url}/state")[1]
+        assert state["events"] == 0
+        assert state["scores"]["all"]["log_likelihood"] is None
+        assert state["history"]["rows"] == state["newest"] == state["by_type"] == []
+        found = metrics_of(server.url)
+        assert found["streamwise_events_total",] == 0
+        assert ("streamwise_log_likelihood", "all") not in found
+        assert get(f"{server.url}/health")[1]["seconds_since_last_event"] is None
+
+
+def test_health_is_lost_when_the_loop_stands_still_even_if_it_holds_the_lock(run, url, monkeypatch):
+    status, body = get(f"{url}/health")
+    assert (status, body["status"], body["events"]) == (200, "ok", 40)
+    assert body["seconds_since_last_event"] >= 0.0
+    monkeypatch.setattr(serving, "_PATIENCE_SECONDS", 0.05)
+    with run.lock:
+        run.watchers[0].__self__.heartbeat -= 31.0
+        status, body = get(f"{url}/health")
+        assert (status, body["status"]) == (503, "stuck")
+        for path in ("state", "metrics", "predict?key=ann"):
+            assert get(f"{url}/{path}") == (
+                503,
+                {"error": "the run has been busy for more than 0.05 s; try again."},
+            )
+    run.learn([], [], [])
+    assert get(f"{url}/health")[0] == 200
+    assert get(f"{url}/state")[0] == 200
+
+
+def test_a_reader_that_does_not_read_holds_nothing_up(run, url):
+    """The lock is free again before a byte of the answer is sent."""
+    run.learn([5e3 + i for i in range(200)], [f"{i}" * 60 for i in range(200)], ["k" * 200] * 200)
+    host, port = url.removeprefix("http://").split(":")
+    slow = socket.socket()
+    slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+    with slow:
+        slow.connect((host, int(port)))
+        slow.sendall(f"GET /state HTTP/1.1\r\nHost: {host}\r\n\r\n".encode() * 50)
+        assert slow.recv(1)
+        for _ in range(5):
+            assert run.lock.acquire(timeout=TIMEOUT_SECONDS)
+            run.lock.release()
+            assert get(f"{url}/predict?key=ann")[0] == 200
+
+
+def test_only_what_exists_may_be_got(url):
+    for path in ("/nothing", "/state/", "/../etc/passwd", "/static/live.js", "/favicon.ico"):
+        status, body = get(url + path)
+        assert status == 404
+        assert "/predict" in body["error"]
+    for method in ("POST", "PUT", "DELETE", "OPTIONS"):
+        status, body = get(f"{url}/state", method=method)
+        assert (status, body) == (405, {"error": f"{method} is not allowed; use GET."})
+
+
+OTHERS = ["evil.example", "evil.example:{port}", "127.0.0.1.evil.example", "[", "[::2]", "me@evil.example"]
+
+
+@pytest.mark.parametrize("host", OTHERS)
+def test_a_server_on_loopback_answers_to_no_other_name(url, host):
+    status, body = get(f"{url}/state", host=host.format(port=url.rpartition(":")[2]))
+    assert status == 421
+    assert "localhost" in body["error"]
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:80", "127.0.0.1", "[::1]:8000"])
+def test_a_server_on_loopback_answers_to_the_names_of_loopback(url, host):
+    assert get(f"{url}/health", host=host)[0] == 200
+
+
+def test_a_failure_of_the_server_is_told_and_logged_but_not_shown(run, url, capfd, monkeypatch):
+    def broken(self):
+        raise RuntimeError("something private")
+
+    monkeypatch.setattr(serving.Watch, "state", broken)
+    with urllib.request.urlopen(f"{url}/health", timeout=TIMEOUT_SECONDS):
+        pass
+    with pytest.raises(urllib.error.HTTPError) as failure:
+        urllib.request.urlopen(f"{url}/state", timeout=TIMEOUT_SECONDS)
+    assert failure.value.code == 500
+    assert json.loads(failure.value.read()) == {
+        "error": "the server failed; serve.log in the run's directory says how."
+    }
+    log = run.config.directory / "serve.log"
+    wait_for(lambda: log.is_file() and "something private" in log.read_text())
+    assert capfd.readouterr() == ("", "")
+
+
+def test_nothing_is_logged_when_all_is_well(run, url, capfd):
+    get(f"{url}/state")
+    get(f"{url}/nothing")
+    get(f"{url}/predict")
+    assert not (run.config.directory / "serve.log").exists()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_server_stops_with_its_block_though_a_connection_is_open(run):
+    before = threading.enumerate()
+    with serve(run, port=0) as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        connection = http.client.HTTPConnection(host, int(port), timeout=TIMEOUT_SECONDS)
+        connection.request("GET", "/health")
+        assert connection.getresponse().read()
+    connection.close()
+    assert run.watchers == []
+    assert not [thread for thread in threading.enumerate() if thread not in before]
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(server.url, timeout=TIMEOUT_SECONDS)
+    with serve(run, port=int(port)) as again:
+        assert get(f"{again.url}/health")[0] == 200
+
+
+@pytest.mark.parametrize(("start", "flag"), [(serve, "--serve"), (serve_metrics, "--metrics-port")])
+def test_a_port_in_use_is_said(run, start, flag):
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+        complaint = rf"port {port} of 127\.0\.0\.1 is in use; choose another {flag}, or 0 for any\."
+        with pytest.raises(UsageError, match=complaint), start(run, port=port):
+            pass
+    assert run.watchers == []
+
+
+def test_a_host_that_is_not_here_is_said(run):
+    for host in ("192.0.2.1", "no such host"):
+        with pytest.raises(UsageError, match="no address of this machine"), serve(run, port=0, host=host):
+            pass
+
+
+def test_a_missing_library_is_said(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    complaint = r"--serve needs uvicorn; run: pip install 'streamwise\[serve\]'\."
+    with pytest.raises(UsageError, match=complaint), serve(run, port=0):
+        pass
+
+
+def test_history_goes_on_after_a_resumption(tmp_path):
+    settings = event_model_class("poisson").Config()
+    config = IngestConfig(
+        ("synthetic:poisson?events=3000",), settings, model="poisson", out=tmp_path / "run", interval=100
+    )
+    ingest(dataclasses.replace(config, events=1000), display=NoDisplay, stop=StopRequest())
+    seen = {}
+
+    def on_start(run):
+        with serve(run, port=0) as server:
+            seen.update(get(f"{server.url}/state")[1])
+
+    ingest(config, display=NoDisplay, stop=StopRequest(), on_start=on_start)
+    steps = [row[0] for row in seen["history"]["rows"]]
+    assert steps == list(range(100, seen["events"] // 100 * 100 + 1, 100))
+    assert len(steps) >= 10
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 63, 64, 65, 1000])
+def test_thinned_rows_are_bounded_even_and_end_with_the_newest(count):
+    rows = Thinned(64)
+    for step in range(count):
+        rows.add((step,))
+    kept = [row[0] for row in rows.all()]
+    assert len(kept) <= 64
+    assert len(kept) >= min(count, 32)
+    assert kept[-1:] == ([count - 1] if count else [])
+    assert len(set(np.diff(kept[:-1]))) <= 1
