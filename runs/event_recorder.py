@@ -64,6 +64,7 @@ class EventRecorder:
         self.files = {"metrics": self.metrics}
         self.row: dict[str, Any] = {}  # the last one
         self.rate = 0.0  # events a second, over the last row
+        self.first_time: float | None = None  # of an event
         self._latencies = Latencies()
         self._tensorboard = EventFile(directory / "tensorboard")
         self._elapsed_before = 0.0
@@ -84,6 +85,8 @@ class EventRecorder:
         """Take the events of one poll into account, which were just learned."""
         if not batch.size:
             return
+        if self.first_time is None:
+            self.first_time = batch.times[0]
         self._latencies.add(time.monotonic() - np.asarray(batch.polled_at))
         while len(scores):
             count = self.interval - self.step % self.interval
@@ -133,6 +136,7 @@ class EventRecorder:
         return {
             "step": self.step,
             "elapsed": self.elapsed,
+            "first_time": self.first_time,
             "scores": self.scores.state(),
             "row": self.row,
             "metrics": self.metrics.state(),
@@ -141,7 +145,7 @@ class EventRecorder:
     def resume(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
         self.scores.resume(state["scores"])
-        self.row = state["row"]
+        self.row, self.first_time = state["row"], state["first_time"]
         self._tensorboard.purge_step = self.step + 1
         self._elapsed_before, self._started = state["elapsed"], time.perf_counter()
         self._row_started = self._started

@@ -26,7 +26,7 @@ from streamwise.agents.hawkes import Hawkes
 from streamwise.runs import figures
 from streamwise.runs.checkpoint import CheckpointError
 from streamwise.runs.config import read_toml
-from streamwise.runs.figures import Panels, _averaged, _finish_axes, _line_style
+from streamwise.runs.figures import Panels, averaged, finish_axes, line_style
 from streamwise.runs.ingest import load_model
 from streamwise.runs.ingest_config import IngestConfig, is_ingest, load_ingest
 from streamwise.runs.report import (
@@ -38,7 +38,7 @@ from streamwise.runs.report import (
     report_files,
     write_files,
 )
-from streamwise.runs.run_data import Array, _read_columns, setting_text
+from streamwise.runs.run_data import Array, read_columns, setting_text
 from streamwise.runs.statistics import bootstrap_interval
 from streamwise.streams import UsageError
 
@@ -57,7 +57,7 @@ AVERAGES = (
 )  # fmt: skip
 HIGHER_IS_BETTER = ("log_likelihood", "time_log_likelihood")
 OTHER_COLUMNS = (
-    "step", "wall_time", "events", "keys", "types", "types_overflowed", "ks", "ks_critical", "drift",
+    "step", "wall_time", "events", "scored", "keys", "types", "types_overflowed", "ks", "ks_critical", "drift",
     "drift_alarms", "latency_p50_ms", "latency_p99_ms", "lag",
 )  # fmt: skip
 COLUMNS = (*OTHER_COLUMNS, *AVERAGES, *(f"{name}_window" for name in AVERAGES))
@@ -214,12 +214,11 @@ def _read(path: Path) -> EventRun:
     if not is_ingest(path):
         raise UsageError(f"{path} is no run of `streamwise ingest`; draw it apart, or leave it out.")
     config = load_ingest(path)
-    rows = _read_columns(path / "metrics.parquet", COLUMNS)
+    rows = read_columns(path / "metrics.parquet", COLUMNS)
     if not len(rows["step"]):
         raise UsageError(f"{path} has no rows of metrics yet; let it go on for a minute, or to its end.")
     if np.any(np.diff(rows["step"]) <= 0):
         raise UsageError(f"{path / 'metrics.parquet'}: its steps fall; it holds the rows of two runs.")
-    rows.setdefault("scored", rows["events"] - rows["keys"])
     run = EventRun(path, config, read_toml(path / "config.toml"), rows)
     try:
         model, checkpoint = load_model(path)
@@ -319,7 +318,6 @@ def _page(runs: Sequence[EventRun], compared: _Compared) -> str:
         speeds=figures.svgs(_speed_panels(runs), (3.4, 2.0)),
         runs=differing,
         configuration=shared,
-        versions={key: str(value) for key, value in runs[0].table.get("versions", {}).items()},
     )
 
 
@@ -704,8 +702,8 @@ def _speed_rows(runs: Sequence[EventRun]) -> list[Row]:
 
 
 def _configuration(runs: Sequence[EventRun]) -> tuple[Row, list[Row]]:
-    """Return the options and settings that all runs share, and of each run those that differ."""
-    texts = [_options(run) for run in runs]
+    """Return the options, settings and versions that all runs share, and of each run those that differ."""
+    texts = [_options(run) | run.table.get("versions", {}) for run in runs]
     keys = list(dict.fromkeys(key for text in texts for key in text))
     shared = [key for key in keys if len({text.get(key) for text in texts}) == 1]
     differing = [
@@ -843,7 +841,7 @@ def _draw_score(runs: Sequence[EventRun], name: str, up: str, axes: Axes) -> Non
     thick: dict[str, Any] = {"linewidth": 1.9}
     several = len(runs) > 1
     for run in runs:
-        style, edges = _line_style(run.place), _edges(run)
+        style, edges = line_style(run.place), _edges(run)
         parts = run.averages(name, edges)
         so_far = run.rows[name][np.searchsorted(run.steps, edges[1:])]
         axes.plot(edges[1:], parts, **style, **thin)
@@ -852,7 +850,7 @@ def _draw_score(runs: Sequence[EventRun], name: str, up: str, axes: Axes) -> Non
     neutral = figures.MUTED if several else figures.COLOURS[0]
     axes.plot([], [], color=neutral, **thick, label="thick: over all events so far")
     axes.plot([], [], color=neutral, **thin, label=f"thin: over {_part_width(runs)} at a time")
-    _finish_axes(axes, across="events")
+    finish_axes(axes, across="events")
     axes.set_xlim(left=0)
     axes.set_ylabel(up)
     _limit(axes, np.concatenate(seen))
@@ -875,8 +873,8 @@ def _draw_calibration(runs: Sequence[EventRun], axes: Axes) -> None:
         steps, critical, color=figures.MUTED, linewidth=1.1, linestyle="--", label="critical distance, 5%"
     )
     for run in runs:
-        axes.plot(*_averaged(run.steps, run.rows["ks"]), **_line_style(run.place), linewidth=1.3)
-    _finish_axes(axes, across="events")
+        axes.plot(*averaged(run.steps, run.rows["ks"]), **line_style(run.place), linewidth=1.3)
+    finish_axes(axes, across="events")
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("KS distance")
@@ -884,14 +882,14 @@ def _draw_calibration(runs: Sequence[EventRun], axes: Axes) -> None:
 
 def _draw_drift(runs: Sequence[EventRun], axes: Axes) -> None:
     for run in runs:
-        style = _line_style(run.place)
-        axes.plot(*_averaged(run.steps, run.rows["drift"]), **style, linewidth=1.1, alpha=0.85)
+        style = line_style(run.place)
+        axes.plot(*averaged(run.steps, run.rows["drift"]), **style, linewidth=1.1, alpha=0.85)
         raised = run.steps[np.diff(run.rows["drift_alarms"], prepend=0.0) > 0.0]
         height = np.full(len(raised), 1.05 + 0.08 * run.place)
         axes.plot(raised, height, "v", color=style["color"], markersize=5, markeredgewidth=0)
     if any(run.rows["drift_alarms"][-1] for run in runs):
         axes.plot([], [], "v", color=figures.MUTED, markersize=5, markeredgewidth=0, label="drift alarm")
-    _finish_axes(axes, across="events")
+    finish_axes(axes, across="events")
     axes.set_xlim(left=0)
     axes.set_ylim(0.0, 1.12 + 0.08 * (len(runs) - 1))
     axes.set_yticks([0.0, 0.25, 0.5, 0.75, 1.0])
@@ -903,8 +901,8 @@ def _draw_difference(run: EventRun, best: EventRun, compared: _Compared, axes: A
     edges = compared.edges[ends]
     differences = run.averages("log_likelihood", edges) - best.averages("log_likelihood", edges)
     axes.axhline(0.0, color=figures.MUTED, linewidth=1.0)
-    axes.plot(edges[1:], differences, **_line_style(run.place), linewidth=1.2)
-    _finish_axes(axes, across="events")
+    axes.plot(edges[1:], differences, **line_style(run.place), linewidth=1.2)
+    finish_axes(axes, across="events")
     axes.set_xlim(left=0)
     axes.set_ylabel("nats an event")
     _limit(axes, differences[np.isfinite(differences)], keep=0.0)
@@ -920,10 +918,10 @@ def _draw_rates(runs: Sequence[EventRun], axes: Axes) -> None:
         axes.plot(
             passed[1:],
             np.diff(passed) / np.maximum(np.diff(at), 1e-9),
-            **_line_style(run.place),
+            **line_style(run.place),
             linewidth=1.2,
         )
-    _finish_axes(axes, ticks=4, across="events")
+    finish_axes(axes, ticks=4, across="events")
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
 
@@ -932,13 +930,13 @@ def _draw_latencies(runs: Sequence[EventRun], axes: Axes) -> None:
     for run in runs:
         for name, width in (("latency_p99_ms", 1.5), ("latency_p50_ms", 0.7)):
             known = np.isfinite(run.rows[name])
-            points = _averaged(run.steps[known], run.rows[name][known])
-            axes.plot(*points, **_line_style(run.place), linewidth=width)
+            points = averaged(run.steps[known], run.rows[name][known])
+            axes.plot(*points, **line_style(run.place), linewidth=width)
     lowest, highest = axes.dataLim.intervaly
     if lowest > 0 and highest > 20 * lowest:
         axes.set_yscale("log")
         axes.minorticks_off()
-    _finish_axes(axes, ticks=4, across="events")
+    finish_axes(axes, ticks=4, across="events")
     axes.set_xlim(left=0)
 
 
@@ -946,8 +944,8 @@ def _draw_column(runs: Sequence[EventRun], name: str, axes: Axes) -> None:
     for run in runs:
         known = np.isfinite(run.rows[name])
         axes.plot(
-            *_averaged(run.steps[known], run.rows[name][known]), **_line_style(run.place), linewidth=1.2
+            *averaged(run.steps[known], run.rows[name][known]), **line_style(run.place), linewidth=1.2
         )
-    _finish_axes(axes, ticks=4, across="events")
+    finish_axes(axes, ticks=4, across="events")
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)

@@ -37,8 +37,11 @@ __all__ = [
     "Band",
     "Panels",
     "Whisker",
+    "averaged",
     "curve_panel",
+    "finish_axes",
     "learning_panels",
+    "line_style",
     "metric_panels",
     "png",
     "prediction_panels",
@@ -280,7 +283,7 @@ def whisker_size(whiskers: Sequence[Whisker], width: float) -> tuple[float, floa
 def _draw_learning(groups: Sequence[Group], axes: Axes) -> None:
     """Draw the return of the last 20 episodes over steps: the mean over seeds in its interval."""
     for group in groups:
-        style = _line_style(group.place)
+        style = line_style(group.place)
         steps, curves = _curves([(run.metrics["step"], run.returns) for run in group.compared])
         if len(curves) == 1:
             run = group.compared[0]
@@ -292,7 +295,7 @@ def _draw_learning(groups: Sequence[Group], axes: Axes) -> None:
             low, high = bootstrap_interval(curves, np.mean)
             axes.fill_between(steps, low, high, color=style["color"], alpha=0.18, linewidth=0)
         axes.plot(steps, curves.mean(axis=0), label=group.label, **style)
-    _finish_axes(axes)
+    finish_axes(axes)
     axes.set_xlim(left=0)
     axes.set_ylabel(f"return (mean of {EPISODES} episodes)")
 
@@ -304,12 +307,12 @@ def _draw_metric(groups: Sequence[Group], name: str, axes: Axes) -> None:
         finite = [(steps[keep := np.isfinite(values)], values[keep]) for steps, values in recorded]
         if rows := [(steps, values) for steps, values in finite if len(steps)]:
             steps, curves = _curves(rows)
-            axes.plot(steps, curves.mean(axis=0), **{**_line_style(group.place), "linewidth": 1.0})
+            axes.plot(steps, curves.mean(axis=0), **{**line_style(group.place), "linewidth": 1.0})
     lowest, highest = axes.dataLim.intervaly
     if lowest > 0 and highest > 100 * lowest:
         axes.set_yscale("log")
         axes.minorticks_off()
-    _finish_axes(axes, ticks=4)
+    finish_axes(axes, ticks=4)
     axes.set_xlim(left=0)
 
 
@@ -318,18 +321,18 @@ def _draw_prediction(run: Run, part: slice, axes: Axes) -> None:
     steps = run.predictions["step"][part]
     returns = discounted_returns(run.predictions["cumulant"], run.discount)[part]
     predicted = run.predictions["prediction"][part]
-    axes.plot(*_averaged(steps, returns), color=INK, linewidth=1.1, alpha=0.75, label="what came")
-    axes.plot(*_averaged(steps, predicted), color=COLOURS[0], linewidth=1.3, label="predicted")
-    _finish_axes(axes)
+    axes.plot(*averaged(steps, returns), color=INK, linewidth=1.1, alpha=0.75, label="what came")
+    axes.plot(*averaged(steps, predicted), color=COLOURS[0], linewidth=1.3, label="predicted")
+    finish_axes(axes)
     axes.set_ylabel("discounted sum")
 
 
 def _draw_bands(bands: Sequence[Band], across: str, up: str, axes: Axes) -> None:
     for band in bands:
-        style = _line_style(band.place)
+        style = line_style(band.place)
         axes.fill_between(band.x, band.low, band.high, color=style["color"], alpha=0.18, linewidth=0)
         axes.plot(band.x, band.y, label=band.label, **style)
-    _finish_axes(axes, across=across)
+    finish_axes(axes, across=across)
     axes.set_xlim(left=0)
     axes.set_ylabel(up)
 
@@ -344,7 +347,7 @@ def _draw_whiskers(whiskers: Sequence[Whisker], across: str, even: float | None,
         # Above its row, where the longest name finds room.
         name = textwrap.shorten(whisker.name, 60, placeholder=" …")
         axes.annotate(name, (0.0, row), (0, 7), textcoords="offset points", fontsize="small")
-    _finish_axes(axes, across=across)
+    finish_axes(axes, across=across)
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(len(whiskers) - 0.5, -0.8)
     axes.spines.left.set_visible(False)
@@ -358,7 +361,7 @@ def _curves(rows: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
     """
     smooth = [(steps, running_mean(values, EPISODES)) for steps, values in rows]
     if len(smooth) == 1:
-        steps, means = _averaged(*smooth[0])
+        steps, means = averaged(*smooth[0])
         return steps, means[np.newaxis]
     start = max(steps[0] for steps, _ in smooth)
     end = max(start, min(steps[-1] for steps, _ in smooth))
@@ -366,7 +369,7 @@ def _curves(rows: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
     return grid, np.stack([curve_on_grid(steps, means, grid) for steps, means in smooth])
 
 
-def _averaged(steps: Array, values: Array) -> tuple[Array, Array]:
+def averaged(steps: Array, values: Array) -> tuple[Array, Array]:
     """Return the means of neighbouring points, each at the last step it covers."""
     if len(steps) <= MOST_POINTS:
         return steps, values
@@ -374,12 +377,12 @@ def _averaged(steps: Array, values: Array) -> tuple[Array, Array]:
     return steps[edges[1:] - 1], np.add.reduceat(values, edges[:-1]) / np.diff(edges)
 
 
-def _line_style(place: int) -> dict[str, Any]:
+def line_style(place: int) -> dict[str, Any]:
     dash = tuple(DASHES)[place // len(COLOURS) % len(DASHES)]
     return {"color": COLOURS[place % len(COLOURS)], "linestyle": dash}
 
 
-def _finish_axes(axes: Axes, ticks: int = 5, across: str = "steps") -> None:
+def finish_axes(axes: Axes, ticks: int = 5, across: str = "steps") -> None:
     if axes.get_yscale() == "linear":
         axes.yaxis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10]))

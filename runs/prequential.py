@@ -112,6 +112,7 @@ class Prequential:
         window = {f"{name}_window": value for name, value in _averages(self.window).items()}
         return {
             "events": self.events,
+            "scored": int(self.total[0]),
             **_averages(self.total),
             **window,
             **self.calibration(),

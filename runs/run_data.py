@@ -24,6 +24,7 @@ __all__ = [
     "Group",
     "Run",
     "by_environment",
+    "read_columns",
     "read_groups",
     "read_learning",
     "setting_text",
@@ -193,7 +194,7 @@ def setting_text(value: Any) -> str:
 def _read_run(path: Path) -> Run:
     config = _read_config(path)
     metrics = _read_metrics(path)
-    predictions = _read_columns(path / "predictions.parquet", ("step", "prediction", "cumulant"))
+    predictions = read_columns(path / "predictions.parquet", ("step", "prediction", "cumulant"))
     discount = config["settings"].get("discount")
     is_known = isinstance(discount, int | float) and 0.0 <= discount <= 1.0
     if len(predictions["step"]) and not is_known:
@@ -205,7 +206,7 @@ def _read_run(path: Path) -> Run:
 
 
 def _read_metrics(path: Path, wanted: Sequence[str] | None = None) -> dict[str, Array]:
-    metrics = _read_columns(path / "metrics.parquet", ("step",), wanted)
+    metrics = read_columns(path / "metrics.parquet", ("step",), wanted)
     if np.any(np.diff(metrics["step"]) < 0):
         raise UsageError(f"{path / 'metrics.parquet'}: its steps fall; it holds the rows of two runs.")
     return metrics
@@ -230,7 +231,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _read_columns(
+def read_columns(
     file: Path, required: Sequence[str], wanted: Sequence[str] | None = None
 ) -> dict[str, Array]:
     """Read the numeric columns of a Parquet file; empty ones if there is no file. Null becomes NaN."""

@@ -8,7 +8,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from operator import itemgetter
@@ -46,6 +46,11 @@ TimeUnit = Literal["auto", "s", "ms", "us", "ns", "iso"]
 _Getter = Callable[[Any], Any]  # from a record to the value of one of its fields
 
 _PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
+_USUAL = {
+    "time": ("timestamp", "ts", "datetime", "date", "event_time"),
+    "type": ("event", "event_type", "action"),
+    "key": ("sequence", "user", "user_id", "id"),
+}
 _LONGEST_LABEL = 1_024  # characters of a type or key
 _DEEPEST = 128  # levels of a JSON value; where a parser runs out of stack depends on who calls it
 _SHOWN = 40  # characters of a value in a detail
@@ -62,7 +67,8 @@ class Fields:
     and a number below 1e11 for seconds, below 1e14 for milliseconds, below 1e17 for microseconds, and any
     other for nanoseconds: right for every time from 1973 to 5138, whichever of these units it is in.
     features: further fields to keep in `Event.features`; one that a record lacks, or that is null or empty,
-    is left out. version: the field that names the schema's version, one of `versions`, if that is to be
+    is left out. A table without a column of one of the three default names is looked through for usual ones
+    (see `among`). version: the field that names the schema's version, one of `versions`, if that is to be
     checked. max_bytes: a longer record is refused. Raises UsageError for what cannot be.
     """
 
@@ -90,6 +96,19 @@ class Fields:
             )
         if self.max_bytes < 1:
             raise UsageError(f"max_bytes is {self.max_bytes}; a record has at least 1 byte.")
+
+    def among(self, columns: Sequence[str]) -> Fields:
+        """Return the fields that a table with these columns has.
+
+        Where time, type or key has its default name and there is no such column, it is the first that is there
+        of: timestamp, ts, datetime, date, event_time; event, event_type, action; sequence, user, user_id, id.
+        """
+        found: dict[str, Any] = {
+            name: next((usual for usual in usuals if usual in columns), name)
+            for name, usuals in _USUAL.items()
+            if getattr(self, name) == name and name not in columns
+        }
+        return replace(self, **found)
 
     @classmethod
     def of(cls, query: dict[str, str], where: str) -> tuple[Fields, dict[str, str]]:
@@ -252,7 +271,7 @@ class JsonDecoder(_Decoder):
     >>> decoder = JsonDecoder(Fields(time="at", type="action", key="user.id"))
     >>> decoded = decoder.decode([b'{"at": 7, "action": "view", "user": {"id": 3}}', b'{"at": 8}'])
     >>> decoded.times, decoded.types, decoded.keys, decoded.refused
-    ([7.0], ['view'], ['3'], [Refused(index=1, reason='missing field', detail='there is no action')])
+    ([7.0], ['view'], ['3'], [Refused(which=1, reason='missing field', detail='there is no action')])
     """
 
     def __init__(self, fields: Fields) -> None:
@@ -302,6 +321,7 @@ class CsvDecoder(_Decoder):
 
     def __init__(self, fields: Fields, columns: list[str], delimiter: str = ",", where: str = "CSV") -> None:
         self.columns, self.delimiter = columns, delimiter
+        fields = fields.among(columns)
         self._max_bytes = fields.max_bytes
 
         def get(name: str) -> _Getter:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple, Protocol
 
-__all__ = ["Decoded", "Event", "Records", "Refused", "Source", "time_fault"]
+__all__ = ["LAST_TIME", "Decoded", "Event", "Records", "Refused", "Source", "time_fault"]
 
 LAST_TIME = 253_402_300_799.0  # the end of the year 9999, which ISO 8601 and most databases cannot pass
 
@@ -28,7 +28,7 @@ class Event(NamedTuple):
 class Refused(NamedTuple):
     """A record that is no event: which of its `Records`, a reason of one or two words, and the details."""
 
-    index: int
+    which: int
     reason: str
     detail: str
 
@@ -52,10 +52,10 @@ class Records(NamedTuple):
 class Decoded(NamedTuple):
     """What some records say: the events among them as columns of equal length, and the rest refused.
 
-    index: which record each event was. features: None if no event has any.
+    which: which record each event was. features: None if no event has any.
     """
 
-    index: Sequence[int]
+    which: Sequence[int]
     times: list[float]
     types: list[str]
     keys: list[str]
@@ -69,25 +69,36 @@ class Source(Protocol):
     It knows nothing of event time, and remembers nothing but where it is.
     """
 
-    name: str  # for people, and free of secrets
-    partitions: Sequence[str]  # those known by now; more may appear while polling
-    finished: bool  # nothing will ever follow
+    @property
+    def name(self) -> str:
+        """What people call it; free of secrets."""
+        ...
+
+    @property
+    def partitions(self) -> Sequence[str]:
+        """The partitions known by now; more may appear while polling."""
+        ...
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing will ever follow."""
+        ...
 
     def poll(self, limit: int, timeout: float, paused: AbstractSet[str]) -> list[Records]:
         """Return up to `limit` records, waiting up to `timeout` seconds for the first.
 
-        Nothing is read from the partitions in `paused`; what they have waits. A broker that cannot be reached
+        Nothing is read from the partitions in `paused`; what they have waits, and the call need not. A broker that cannot be reached
         is not an error: nothing comes until it is back. Raises UsageError for what waiting cannot mend, such
         as a topic that does not exist.
         """
         ...
 
     def decode(self, records: Records) -> Decoded:
-        """Read the values; never raises for anything that a record holds."""
+        """Read the values of records just as `poll` gave them; never raises for anything that they hold."""
         ...
 
     def at_end(self, partition: str) -> bool:
-        """Whether all that the partition held when last looked at has been polled."""
+        """Whether all that the partition held when last looked at has been polled; False before the first poll."""
         ...
 
     def seek(self, positions: dict[str, Any]) -> None:

@@ -201,7 +201,7 @@ class EventStream:
         at_once = len(self._partitions) == 1 and not self._pending and self.lateness == 0.0
         count = len(decoded.times)
         names = [partition.name] * count
-        numbers = [first + index for index in decoded.index]
+        numbers = [first + index for index in decoded.which]
         _, times, types, keys, features, _ = decoded
         polled_at = [records.polled_at] * count
         if at_once:
@@ -225,7 +225,7 @@ class EventStream:
         for i in np.flatnonzero(times > limit).tolist():
             faults[i] = FUTURE, f"its time is {times[i] - limit + self.max_ahead:,.0f} s ahead of the clock"
         if isinstance(before, int) and records.positions[0] < before:  # type: ignore[operator]
-            for i, index in enumerate(decoded.index):
+            for i, index in enumerate(decoded.which):
                 if records.positions[index] < before:  # type: ignore[operator]
                     faults[i] = DUPLICATE, "a record of this position came before"
         if faults:
@@ -237,10 +237,10 @@ class EventStream:
         if not faults:
             return decoded
         for i in sorted(faults):
-            self._refuse(records, decoded.index[i], *faults[i])
+            self._refuse(records, decoded.which[i], *faults[i])
         kept = [i for i in range(len(times)) if i not in faults]
         return Decoded(
-            [decoded.index[i] for i in kept],
+            [decoded.which[i] for i in kept],
             [decoded.times[i] for i in kept],
             [decoded.types[i] for i in kept],
             [decoded.keys[i] for i in kept],

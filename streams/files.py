@@ -287,7 +287,7 @@ class FileSource:
         known = len(self._due)
         if known < count:
             decoded = reader.decoder.decode(reader.peek(known, count))
-            times = dict(zip(decoded.index, decoded.times, strict=True))
+            times = dict(zip(decoded.which, decoded.times, strict=True))
             now = self._clock()
             for i in range(count - known):
                 due = self._due[-1] if self._due else -math.inf
@@ -608,6 +608,8 @@ class _RowReader(_Reader):
         except _DAMAGE as error:
             self._damage(error)
             return
+        self._fields = fields = fields.among(self._parquet.schema_arrow.names)
+        self.decoder = RowDecoder(fields)
         leaves = [self._parquet.schema.column(i).path for i in range(len(self._parquet.schema))]
         names = [fields.time, fields.type, fields.key, *fields.features]
         self._columns = list(dict.fromkeys(names + ([fields.version] if fields.version is not None else [])))

@@ -524,7 +524,8 @@ class _Cluster:
         return str(error.name()) if any(value in text for value in self._private) else text
 
     def _overhear(self, error: Any) -> None:
-        self._last_error = error
+        if error.code() != self.kafka.KafkaError._ALL_BROKERS_DOWN:  # which tells no reason
+            self._last_error = error
         self.hear(error)
 
     def _ask(self, client: Any, seconds: float) -> tuple[list[int], Any]:

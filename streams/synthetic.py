@@ -545,7 +545,7 @@ class SyntheticSource:
         values = records.values
         features = [value[3] for value in values]
         return Decoded(
-            index=range(len(values)),
+            which=range(len(values)),
             times=[value[0] for value in values],
             types=[value[1] for value in values],
             keys=[value[2] for value in values],

@@ -188,6 +188,14 @@ def _finish_ingest(result: IngestResult, time_unit: float) -> int:
         print(f"refused: {sum(result.dead_letters.values()):,} records ({reasons})")
         print(f"         {result.directory / 'dead_letters.jsonl'}")
     print(f"run:    {result.directory}")
+    from streamwise.runs.event_report import write_event_report
+    from streamwise.streams import UsageError
+
+    try:
+        files = write_event_report([result.directory])
+        print(f"report: {files.html}\nplot:   {files.png}")
+    except UsageError as error:
+        print(f"report: none ({error})")
     if result.signal is not None:
         print(f"go on:  streamwise resume {result.directory}")
         return 128 + result.signal
@@ -400,8 +408,10 @@ class ReportArguments:
     Several runs of one environment are drawn together, as seeds of one curve or as agents to compare. Of a
     sweep come interquartile means over seeds with bootstrap intervals, probabilities of improvement,
     performance profiles, and every number as CSV and Parquet; several sweeps are compared with each other.
+    Runs of `ingest` on the same events are compared as models.
 
     streamwise report outputs/demo
+    streamwise report outputs/events-hawkes outputs/events-counts
     streamwise report outputs/CartPole-* --out cartpole.html
     streamwise report outputs/small
     streamwise report outputs/before outputs/after --out compared.html
@@ -420,8 +430,16 @@ def _report(argv: list[str]) -> int:
     from streamwise.runs.sweep_report import write_sweep_report
     from streamwise.streams import UsageError
 
+    from streamwise.runs.ingest_config import is_ingest
+
     if not arguments.runs:
         raise UsageError("name at least one run directory, for example outputs/demo.")
+    if any(map(is_ingest, arguments.runs)):
+        from streamwise.runs.event_report import write_event_report
+
+        files = write_event_report(arguments.runs, arguments.out)
+        print(f"report: {files.html}\nplot:   {files.png}")
+        return 0
     sweeps = [is_sweep(path) for path in arguments.runs]
     if any(sweeps) and not all(sweeps):
         which = arguments.runs[sweeps.index(False)]

@@ -371,6 +371,14 @@ def test_the_summary_says_what_was_learned_from_what_and_when(alone):
     assert "16 Nov 2023" in text  # the last event, 1.7e9 s and a day and a half
 
 
+def test_settings_and_versions_are_whole_and_what_differs_stands_apart(runs, three):
+    for word in ("checkpoint_seconds", "prior_gap", "torch"):
+        assert three.text.count(word) == 1
+    differing = table(three, "run", "model", "time_scales")
+    assert [row["run"] for row in differing] == [str(run) for run in runs.values()]
+    assert [row["time_scales"] == "–" for row in differing] == [False, True, True]
+
+
 def test_the_same_runs_give_the_same_bytes(runs, alone, tmp_path):
     before = runs["hawkes"] / "report.html"
     again = write_event_report([runs["hawkes"]], tmp_path / "again.html")

@@ -130,11 +130,14 @@ class TlsFront:
     def run(self) -> None:
         """Serve until the loop is stopped."""
         self.loop.run_forever()
-        tasks = asyncio.all_tasks(self.loop)
+        self.loop.run_until_complete(self._leave())
+        self.loop.close()
+
+    async def _leave(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
-        self.loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-        self.loop.close()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1

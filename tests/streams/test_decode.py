@@ -49,12 +49,12 @@ almost_records = st.fixed_dictionaries(
 
 def assert_accounted(decoded, count):
     """Every record is an event or refused, once, in order, and the columns are of one length."""
-    refused = [r.index for r in decoded.refused]
-    assert sorted([*decoded.index, *refused]) == list(range(count))
-    assert list(decoded.index) == sorted(decoded.index)
+    refused = [r.which for r in decoded.refused]
+    assert sorted([*decoded.which, *refused]) == list(range(count))
+    assert list(decoded.which) == sorted(decoded.which)
     assert refused == sorted(refused)
-    assert len(decoded.index) == len(decoded.times) == len(decoded.types) == len(decoded.keys)
-    assert decoded.features is None or len(decoded.features) == len(decoded.index)
+    assert len(decoded.which) == len(decoded.times) == len(decoded.types) == len(decoded.keys)
+    assert decoded.features is None or len(decoded.features) == len(decoded.which)
     for one in decoded.refused:
         assert one.reason in REASONS
         assert one.detail
@@ -259,13 +259,13 @@ def test_nesting_is_allowed_to_a_depth_that_does_not_depend_on_who_calls():
     def decode_deeper(levels, value):
         if levels:
             return decode_deeper(levels - 1, value)
-        return len(JsonDecoder(Fields()).decode([value]).index)
+        return len(JsonDecoder(Fields()).decode([value]).which)
 
     for levels in (0, 300):
         assert decode_deeper(levels, nested(128)) == 1
         assert decode_deeper(levels, nested(129)) == 0
     side_by_side = json.dumps({**GOOD, "x": [[]] * 500}).encode()
-    assert len(JsonDecoder(Fields()).decode([side_by_side]).index) == 1
+    assert len(JsonDecoder(Fields()).decode([side_by_side]).which) == 1
 
 
 def test_only_what_is_longer_than_allowed_is_oversize():
@@ -324,7 +324,7 @@ def test_only_the_versions_that_are_understood_are_read():
     decoder = JsonDecoder(Fields(version="v", versions=("1", "2b")))
     records = [{**GOOD, "v": v} for v in (1, "1", "2b", 1.0, 2, True, [1], None, "")] + [GOOD]
     decoded = decoder.decode([json.dumps(r).encode() for r in records])
-    assert list(decoded.index) == [0, 1, 2, 3]
+    assert list(decoded.which) == [0, 1, 2, 3]
     assert [r.reason for r in decoded.refused] == [UNKNOWN_VERSION] * 3 + [MISSING_FIELD] * 3
     assert decoded.refused[0].detail == "v is 2"
 
@@ -441,3 +441,15 @@ def test_fields_are_taken_out_of_a_query():
 def test_a_wrong_parameter_is_an_error_that_says_what_to_give(query, message):
     with pytest.raises(UsageError, match=message.replace("?", r"\?")):
         Fields.of(query, "file:x")
+
+
+def test_a_table_without_the_default_names_is_looked_through_for_usual_ones():
+    lines = [b"7,ann,view,5", b"8,bob,buy,6"]
+    decoder = CsvDecoder(Fields(), ["ts", "user_id", "action", "price"])
+    assert decoder.decode(lines)[1:4] == ([7.0, 8.0], ["view", "buy"], ["ann", "bob"])
+    decoder = CsvDecoder(Fields(key="price"), ["ts", "user_id", "action", "price"])  # what is said goes
+    assert decoder.decode(lines).keys == ["5", "6"]
+    decoder = CsvDecoder(Fields(), ["ts", "key", "action", "user"])  # and so does a default that is there
+    assert decoder.decode(lines).keys == ["ann", "bob"]
+    with pytest.raises(UsageError, match="there is no column 'key'"):
+        CsvDecoder(Fields(), ["ts", "type", "customer"])

@@ -78,9 +78,9 @@ def read(source, limit=1000):
         assert records.partition == source.partitions[0]
         assert 0 < len(records.values) == len(records.positions) <= limit
         decoded = source.decode(records)
-        assert len(decoded.index) + len(decoded.refused) == len(records.values)
+        assert len(decoded.which) + len(decoded.refused) == len(records.values)
         events += map(Event, decoded.times, decoded.types, decoded.keys)
-        refused += [(records.positions[r.index], *r[1:]) for r in decoded.refused]
+        refused += [(records.positions[r.which], *r[1:]) for r in decoded.refused]
         ends.append((len(events), json.loads(json.dumps(records.next_position))))
     return events, refused, ends
 
@@ -138,7 +138,7 @@ def test_lines_are_numbered_as_an_editor_does_and_blank_ones_are_no_records(tmp_
             decoded = source.decode(polled[0])
             lines += polled[0].positions
             times += decoded.times
-            assert [polled[0].positions[r.index] for r in decoded.refused if r.reason == BAD_TIME] in (
+            assert [polled[0].positions[r.which] for r in decoded.refused if r.reason == BAD_TIME] in (
                 [],
                 [6],
             )
@@ -294,7 +294,7 @@ def test_any_bytes_are_lines_and_every_line_is_accounted_for_once(tmp_path, piec
         source = FileSource(tmp_path / name, fields)
         for records in iter(lambda source=source: source.poll(3, 0.0, NOBODY), []):
             decoded = source.decode(records[0])
-            accounted = sorted([*decoded.index, *(r.index for r in decoded.refused)])
+            accounted = sorted([*decoded.which, *(r.which for r in decoded.refused)])
             assert accounted == list(range(len(records[0].values)))
             seen += records[0].positions
         assert seen == [n + shift for n in numbers]

@@ -420,7 +420,7 @@ def test_a_value_is_decoded_as_json_and_a_tombstone_is_refused(broker, topic, op
     [records] = polled
     assert isinstance(records, Records)
     decoded = source.decode(records)
-    assert list(decoded.index) == [0, 3]
+    assert list(decoded.which) == [0, 3]
     assert decoded.keys == ["ann", "ann"]
     assert [(index, reason) for index, reason, _ in decoded.refused] == [(1, "malformed"), (2, "malformed")]
 

@@ -299,7 +299,7 @@ def test_fields_are_the_record_or_one_of_them_is_json(client, stream, open_sourc
         polled = []
         wait_until(lambda s=source, p=polled: p.extend(r for r in s.poll(10, 0.1, set()) if r.values) or p)
         decoded = source.decode(polled[0])
-        assert list(decoded.index) == [good]
+        assert list(decoded.which) == [good]
         assert (decoded.times, decoded.types, decoded.keys) == ([1.5], ["view"], ["Zoë"])
         assert [index for index, _, _ in decoded.refused] == list(reasons)
         if json_field is None:

@@ -217,7 +217,7 @@ def test_parameters_that_make_no_process_are_refused(base, excitation, scales, s
         (GammaGaps(mean=600.0, cv=0.5), stats.gamma(4.0, scale=150.0)),
         (GammaGaps(mean=600.0, cv=2.0), stats.gamma(0.25, scale=2_400.0)),
     ],
-    ids=repr,
+    ids=["lognormal", "gamma-regular", "gamma-bursty"],
 )
 def test_gaps_have_their_distribution_and_are_independent(gaps, law):
     times, _ = sequence(RenewalProcess(gaps, [[1.0]]), 6_000)
@@ -455,7 +455,7 @@ def test_records_decode_to_columns_and_say_where_they_are():
     decoded = source.decode(records)
     rows = zip(decoded.times, decoded.types, decoded.keys, decoded.features, strict=True)
     assert list(rows) == list(records.values)
-    assert list(decoded.index) == list(range(20))
+    assert list(decoded.which) == list(range(20))
     assert decoded.refused == []
     hawkes = opened("hawkes")
     assert hawkes.decode(hawkes.poll(5, 0.0, set())[0]).features is None
