@@ -17,16 +17,20 @@ from streamwise.kernels import native_info
 from streamwise.runs.checkpoint import Checkpoint, Checkpoints, check_finite
 from streamwise.runs.event_progress import EventDisplay
 from streamwise.runs.event_recorder import EventRecorder
-from streamwise.runs.ingest_config import MAY_CHANGE, IngestConfig, is_ingest, load_ingest, save_ingest
+from streamwise.runs.ingest_config import FIXED, IngestConfig, is_ingest, load_ingest, save_ingest
 from streamwise.runs.lock import locked
 from streamwise.runs.loop import StopRequest, learn
 from streamwise.runs.saver import Saver
+from streamwise.runs.train import is_unused
 from streamwise.streams import UsageError
 from streamwise.streams.dead_letters import DeadLetterLog
 from streamwise.streams.event_stream import EventBatch, EventStream
 from streamwise.streams.sources import open_source
 
 __all__ = ["IngestResult", "LiveRun", "ingest", "load_model", "predict", "resume_ingest"]
+
+
+_REST = ("dead_letters.jsonl", "keys.sqlite", "keys.sqlite-wal", "keys.sqlite-shm", "metrics.parquet")
 
 
 @dataclass(frozen=True)
@@ -65,20 +69,26 @@ def ingest(
     config = config.resolved()
     directory = config.directory
     if is_ingest(directory):
-        saved = load_ingest(directory)
-        for field in dataclasses.fields(IngestConfig):
-            there, here = getattr(saved, field.name), getattr(config, field.name)
-            if there != here and field.name not in MAY_CHANGE:
-                flag = field.name.replace("_", "-")
-                raise UsageError(
-                    f"{directory} was made with another {flag} ({there}, not {here}); "
-                    "choose another --out, or remove it."
-                )
-    elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        _check_same(load_ingest(directory), config)
+    elif directory.exists() and not is_unused(directory):
         raise UsageError(f"{directory} already exists and holds no run on events; give another --out.")
     directory.mkdir(parents=True, exist_ok=True)
     with locked(directory):
         return _run(config, directory, display, stop, on_start)
+
+
+def _check_same(saved: IngestConfig[Any], given: IngestConfig[Any]) -> None:
+    """Raise UsageError if what is learned would change in the middle of a run."""
+    pairs = [(name, getattr(saved, name), getattr(given, name)) for name in FIXED]
+    if saved.model == given.model:
+        there, here = (dataclasses.asdict(config.settings) for config in (saved, given))
+        pairs += [(name, there[name], here[name]) for name in there]
+    for name, there, here in pairs:
+        if there != here:
+            raise UsageError(
+                f"{given.directory} was made with another {name.replace('_', '-')} ({there}, not {here}); "
+                "choose another --out, or remove it."
+            )
 
 
 def resume_ingest(directory: Path, **options: Any) -> IngestResult:
@@ -104,6 +114,9 @@ def _run(
             )
             stack.callback(source.close)
             sources.append(source)
+        if checkpoint is None:
+            for name in _REST:  # what a run left that was killed before its first checkpoint
+                (directory / name).unlink(missing_ok=True)
         save_ingest(config, directory)
         also = _kafka_letters(config, stack)
         dead_letters = DeadLetterLog(

@@ -16,7 +16,7 @@ from streamwise.runs.config import nearest, read_toml, save_config, settings_of
 from streamwise.streams import UsageError
 from streamwise.streams.sources import resolved_url
 
-__all__ = ["IngestConfig", "is_ingest", "load_ingest", "save_ingest"]
+__all__ = ["FIXED", "IngestConfig", "is_ingest", "load_ingest", "save_ingest"]
 
 Settings = TypeVar("Settings", bound=EventSettings)
 
@@ -106,11 +106,8 @@ class IngestConfig(Generic[Settings]):
         return dataclasses.replace(self, sources=tuple(resolved_url(source) for source in self.sources))
 
 
-# What may differ from the run that is gone on with: none of it changes what is learned from an event.
-MAY_CHANGE = (
-    "out", "follow", "until_end", "events", "max_dead_letters", "dead_letters", "checkpoint_seconds",
-    "keep_checkpoints", "fail_on_save_error", "backend", "serve", "metrics_port", "host", "idle_seconds",
-)  # fmt: skip
+# What may not differ in a run that is gone on with, besides the model's settings: it decides what is learned.
+FIXED = ("sources", "model", "lateness", "buffer", "interval", "time_unit")
 
 
 def is_ingest(directory: Path) -> bool:

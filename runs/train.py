@@ -25,7 +25,16 @@ from streamwise.runs.storage import open_storage, replace_durably
 from streamwise.streams import NonFiniteSampleError, Transition, UsageError
 from streamwise.streams.csv_series import CsvSeriesStream
 
-__all__ = ["Display", "RunResult", "fetch", "make_environment", "resume", "train", "train_or_resume"]
+__all__ = [
+    "Display",
+    "RunResult",
+    "fetch",
+    "is_unused",
+    "make_environment",
+    "resume",
+    "train",
+    "train_or_resume",
+]
 
 
 @dataclass(frozen=True)
@@ -61,7 +70,7 @@ def train(
     """
     config = config.resolved()
     directory = config.directory
-    if directory.exists() and not (directory.is_dir() and _is_unused(directory)):
+    if directory.exists() and not is_unused(directory):
         raise UsageError(
             f"{directory} already exists; go on with `streamwise resume {directory}`, or give another --out."
         )
@@ -76,9 +85,9 @@ def train(
         return _run(config, source, learner, None, display, stop)
 
 
-def _is_unused(directory: Path) -> bool:
+def is_unused(directory: Path) -> bool:
     """Whether nothing is in it, or only what a run leaves that was killed before it began."""
-    return all(path.name.startswith(".") for path in directory.iterdir())
+    return directory.is_dir() and all(path.name.startswith(".") for path in directory.iterdir())
 
 
 def resume(

@@ -34,7 +34,7 @@ class Refused(NamedTuple):
 
 
 class Records(NamedTuple):
-    """Records that follow each other in one partition, as one poll gave them.
+    """Records that follow each other in one partition, as one poll gave them; none where only a position is told.
 
     partition: a name that stays the same over restarts, such as "clicks/3". values: one a record, in whatever
     form the source's `decode` reads. positions: where each is, for a person who looks for it. next_position:
@@ -85,7 +85,7 @@ class Source(Protocol):
         ...
 
     def poll(self, limit: int, timeout: float, paused: AbstractSet[str]) -> list[Records]:
-        """Return up to `limit` records, waiting up to `timeout` seconds for the first.
+        """Return up to `limit` records, waiting up to `timeout` seconds for the first, or for news of an end.
 
         Nothing is read from the partitions in `paused`; what they have waits, and the call need not. A broker that cannot be reached
         is not an error: nothing comes until it is back. Raises UsageError for what waiting cannot mend, such

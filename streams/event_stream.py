@@ -224,7 +224,7 @@ class EventStream:
         limit = self._now() + self.max_ahead
         for i in np.flatnonzero(times > limit).tolist():
             faults[i] = FUTURE, f"its time is {times[i] - limit + self.max_ahead:,.0f} s ahead of the clock"
-        if isinstance(before, int) and records.positions[0] < before:  # type: ignore[operator]
+        if isinstance(before, int) and decoded.times and records.positions[0] < before:  # type: ignore[operator]
             for i, index in enumerate(decoded.which):
                 if records.positions[index] < before:  # type: ignore[operator]
                     faults[i] = DUPLICATE, "a record of this position came before"

@@ -9,6 +9,7 @@ import re
 import time
 import warnings
 from collections import deque
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -72,7 +73,7 @@ class RedisSource:
         except ImportError:
             raise UsageError("Redis Streams need redis-py; pip install 'streamwise[redis]'.") from None
         self.name = f"{'rediss' if tls else 'redis'}://{host}:{port}/{stream}"
-        self.partitions = (stream,)
+        self.partitions: Sequence[str] = (stream,)
         self.finished = False
         self._stream, self._group, self._until_end = stream, group, until_end
         self._start = _checked_start(start, self.name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import itertools
 import json
@@ -91,9 +90,11 @@ class Page:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.command("Emulation.setEmulatedMedia", features=[scheme])
 
-    def screenshot(self, *, whole: bool = False) -> bytes:
-        """Return a picture of the page as PNG."""
-        return base64.b64decode(self.command("Page.captureScreenshot", captureBeyondViewport=whole)["data"])
+    def move(self, name: str) -> None:
+        """Move the mouse to the middle of an element."""
+        box = f"document.getElementById({name!r}).getBoundingClientRect()"
+        x, y = self.evaluate(f"(box => [box.left + box.width / 2, box.top + box.height / 2])({box})")
+        self.command("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
     def close(self) -> None:
         """Close the tab."""
@@ -252,7 +253,7 @@ def test_a_prediction_is_shown_for_a_key_and_a_complaint_for_one_that_is_unknown
     assert page.errors == []
     page.evaluate(ask.format("'nobody'"))
     page.wait("document.querySelector('#answer .wrong') !== null")
-    assert page.text("answer") == "no event of key 'nobody' was seen."
+    assert page.text("answer") == "No event of key 'nobody' was seen."
     page.close()
 
 
@@ -287,6 +288,61 @@ def test_a_key_among_the_newest_events_is_asked_for_by_a_click(ingest, browser):
     page.wait("document.querySelector('#answer .big') !== null")
     assert f"Key {key}: " in page.text("answer")
     assert page.evaluate("document.activeElement.id") == "answer"
+    page.close()
+
+
+def test_newest_events_are_held_under_the_pointer(ingest, browser):
+    page = browser.open(ingest.url)
+    page.wait(LIVE)
+    page.wait("document.querySelectorAll('#newest button').length > 0")
+    page.evaluate("document.querySelector('#newest').scrollIntoView({block: 'center'})")
+    page.move("newest")
+    page.wait("document.getElementById('newest-note').innerText.startsWith('held')")
+    rows, events = page.text("newest"), number(page.text("events"))
+    page.wait(f"Number(document.getElementById('events').innerText.replaceAll(',', '')) > {events} + 50")
+    assert page.text("newest") == rows
+    page.move("title")
+    page.wait(f"document.getElementById('newest').innerText !== {json.dumps(rows)}")
+    assert page.text("newest-note") == ""
+    page.close()
+
+
+def test_a_chart_names_the_value_under_the_pointer(ingest, browser):
+    page = browser.open(ingest.url)
+    page.wait(LIVE)
+    page.wait(f"{POINTS}.length === 3 && Math.min(...{POINTS}) >= 2")
+    for name, text in [
+        ("likelihood", r"−?\d+\.\d{3} nats, at event [\d,]+00"),
+        ("error", r"\d+\.\d%, at event [\d,]+00"),
+        ("rate", r"[\d,.]+ a second, (just now|.* ago)"),
+    ]:
+        page.move(f"{name}-chart")
+        assert re.fullmatch(text, page.text(f"{name}-key"))
+    page.move("title")
+    assert page.text("rate-key") == "the last five minutes"
+    page.close()
+
+
+def luminance(colour):
+    """Return the relative luminance of #rrggbb (WCAG 2.2)."""
+    channels = [int(colour[i : i + 2], 16) / 255.0 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_every_text_stands_out_from_what_is_behind_it(ingest, browser, dark):
+    page = browser.open(ingest.url, dark=dark)
+    style = "getComputedStyle(document.documentElement).getPropertyValue('--{}').trim()"
+    light = {
+        name: luminance(page.evaluate(style.format(name)))
+        for name in ("paper", "ink", "muted", "blue", "on-blue", "red")
+    }
+    assert (light["paper"] < light["ink"]) == dark
+    pairs = [(name, "paper") for name in ("ink", "muted", "blue", "red")]
+    for text, behind in [*pairs, ("on-blue", "blue")]:
+        low, high = sorted((light[text], light[behind]))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, (text, behind)
     page.close()
 
 
