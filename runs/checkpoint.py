@@ -22,7 +22,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from streamwise.agents import AGENTS, Learner, agent_class
+from streamwise.agents import AGENTS, EVENT_MODELS, EventModel, Learner, agent_class, event_model_class
 from streamwise.agents.native import Backend
 from streamwise.agents.networks import NetworkBuilder
 from streamwise.runs.config import RunConfig, load_config
@@ -193,11 +193,14 @@ def _step_of(name: str) -> int:
     return int(name.removeprefix("step-"))
 
 
-def describe(learner: Learner) -> dict[str, Any]:
+def describe(learner: Learner | EventModel) -> dict[str, Any]:
     """Return what `restore` needs to make this learner again, apart from its state, as JSON."""
+    if isinstance(learner, EventModel):
+        return {"model": learner.name, "settings": asdict(learner.config)}
     name = next((name for name, kind in AGENTS.items() if type(learner) is kind), None)
     if name is None:
-        raise UsageError(f"{type(learner).__name__} is not one of streamwise's agents: {', '.join(AGENTS)}.")
+        known = ", ".join([*AGENTS, *EVENT_MODELS])
+        raise UsageError(f"{type(learner).__name__} is not one of streamwise's learners: {known}.")
     made: Any = learner
     return {
         "agent": name,
@@ -207,12 +210,15 @@ def describe(learner: Learner) -> dict[str, Any]:
     }
 
 
-def restore(
-    checkpoint: Checkpoint, network: NetworkBuilder | None = None, backend: Backend = "auto"
-) -> Learner:
+def restore(checkpoint: Checkpoint, network: NetworkBuilder | None = None, backend: Backend = "auto") -> Any:
     """Make the learner of a checkpoint again. Raises CheckpointError if its parts do not fit together."""
     meta = checkpoint.meta
     try:
+        if "model" in meta:
+            kind = event_model_class(meta["model"])
+            model: EventModel = kind(msgspec.convert(meta["settings"], kind.Config))
+            model.load_state_dict(checkpoint.state)
+            return model
         kind = agent_class(meta["agent"])
         learner: Learner = kind(
             _make_space(meta["observation_space"]),
@@ -230,8 +236,8 @@ def restore(
     return learner
 
 
-def save(learner: Learner, path: str | Path) -> None:
-    """Write a learner to the directory `path`; an earlier one there is replaced.
+def save(learner: Learner | EventModel, path: str | Path) -> None:
+    """Write a learner or an event model to the directory `path`; an earlier one there is replaced.
 
     Raises DivergedError if the learner has diverged.
     """
@@ -246,6 +252,10 @@ def load(path: str | Path, *, network: NetworkBuilder | None = None, backend: Ba
     Raises CheckpointError. Nothing is unpickled or executed.
     """
     path = Path(path).absolute()
+    if is_ingest(path):
+        from streamwise.runs.ingest import load_model  # which loads this module
+
+        return load_model(path)[0]
     if (path / "config.toml").is_file():
         checkpoint = Checkpoints.of(path).latest()
     else:

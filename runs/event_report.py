@@ -943,9 +943,7 @@ def _draw_latencies(runs: Sequence[EventRun], axes: Axes) -> None:
 def _draw_column(runs: Sequence[EventRun], name: str, axes: Axes) -> None:
     for run in runs:
         known = np.isfinite(run.rows[name])
-        axes.plot(
-            *averaged(run.steps[known], run.rows[name][known]), **line_style(run.place), linewidth=1.2
-        )
+        axes.plot(*averaged(run.steps[known], run.rows[name][known]), **line_style(run.place), linewidth=1.2)
     finish_axes(axes, ticks=4, across="events")
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)

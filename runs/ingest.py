@@ -7,14 +7,14 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from streamwise.agents import EventModel, event_model_class
 from streamwise.agents.event_model import Array, Prediction
 from streamwise.kernels import native_info
-from streamwise.runs.checkpoint import Checkpoint, Checkpoints, check_finite
+from streamwise.runs.checkpoint import Checkpoint, Checkpoints, check_finite, describe
 from streamwise.runs.event_progress import EventDisplay
 from streamwise.runs.event_recorder import EventRecorder
 from streamwise.runs.ingest_config import FIXED, IngestConfig, is_ingest, load_ingest, save_ingest
@@ -52,7 +52,9 @@ class LiveRun:
     model: EventModel
     stream: EventStream
     recorder: EventRecorder
-    lock: threading.Lock
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    watchers: list[Callable[[EventBatch, Array], None]] = field(default_factory=list)
+    """Called at every turn of the loop, by its thread, with what was just learned; `lock` is held."""
 
 
 def ingest(
@@ -152,13 +154,15 @@ def _run(
             last_good_step=None if checkpoint is None else recorder.step,
             fail_at_once=config.fail_on_save_error,
         )
-        run = LiveRun(config, model, stream, recorder, threading.Lock())
+        run = LiveRun(config, model, stream, recorder)
         saved_at, saved_records = time.monotonic(), stream.records
 
         def learn_batch(batch: EventBatch) -> Array:
             with run.lock:
                 scores: Array = model.learn_many(batch.times, batch.types, batch.keys)
                 recorder.record(batch, scores)
+                for watcher in run.watchers:
+                    watcher(batch, scores)
             return scores
 
         def save_checkpoint(last: bool = False) -> None:
@@ -168,7 +172,7 @@ def _run(
                 state = model.state_dict()
                 check_finite(state)
                 position = {**stream.position, "keys_generation": generation}
-            meta = {"model": config.model, "position": position, "recorder": recorder.state()}
+            meta = {**describe(model), "position": position, "recorder": recorder.state()}
             saver.save(state, meta, last=last)
             saved_at, saved_records = time.monotonic(), stream.records
             commit()
@@ -185,6 +189,7 @@ def _run(
             for step in [step for step in generations if step < oldest]:
                 del generations[step]
 
+        notes += _serve(run, stack)
         shown = new_display(run, ", ".join(notes))
         stack.enter_context(shown)
         if on_start is not None:
@@ -233,6 +238,23 @@ def _kafka_letters(config: IngestConfig[Any], stack: ExitStack) -> Callable[[byt
     stack.callback(letters.close)
     write: Callable[[bytes], None] = letters.write
     return write
+
+
+def _serve(run: LiveRun, stack: ExitStack) -> list[str]:
+    """Start the servers that are asked for; return where they are."""
+    config = run.config
+    notes: list[str] = []
+    if config.serve is None and config.metrics_port is None:
+        return notes
+    from streamwise.runs.serve import serve, serve_metrics
+
+    if config.serve is not None:
+        server = stack.enter_context(serve(run, port=config.serve, host=config.host))
+        notes.append(f"live at {server.url}")
+    if config.metrics_port is not None:
+        server = stack.enter_context(serve_metrics(run, port=config.metrics_port, host=config.host))
+        notes.append(f"metrics at {server.url}/metrics")
+    return notes
 
 
 def _backend_of(model: EventModel) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ class IngestConfig(Generic[Settings]):
     buffer: int = 10_000
     """Events of one partition that may wait for those of others, or for late ones."""
     idle_seconds: float = 5.0
-    """A partition without news for so long does not hold up the others."""
+    """A partition without news for so long does not hold up the others; inf waits for it."""
     max_dead_letters: int | None = None
     """End the run after so many refused records. Unset: never."""
     dead_letters: str | None = None
@@ -84,7 +85,8 @@ class IngestConfig(Generic[Settings]):
         }  # fmt: skip
         for name, low in lowest.items():
             value = getattr(self, name)
-            if value is not None and not low <= value < float("inf"):
+            most = math.inf if name == "idle_seconds" else math.nextafter(math.inf, 0.0)
+            if value is not None and not low <= value <= most:
                 raise UsageError(f"--{name.replace('_', '-')} is {value}; use {low} or more.")
         for name in ("serve", "metrics_port"):
             if (getattr(self, name) or 0) > 65_535:

@@ -6,7 +6,7 @@ import json
 import os
 import time
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from streamwise.streams.sample import Position
 __all__ = ["DeadLetterLimitError", "DeadLetterLog"]
 
 _SHOWN = 2_000  # characters of a record
+_NEWEST = 20  # that are kept to be shown
 
 
 class DeadLetterLimitError(RuntimeError):
@@ -44,6 +45,7 @@ class DeadLetterLog:
         self.also = also
         self.limit = limit
         self.counts: Counter[str] = Counter()
+        self.newest: deque[dict[str, Any]] = deque(maxlen=_NEWEST)  # without the records
         self._file = None if path is None else path.open("ab")
 
     @property
@@ -54,16 +56,16 @@ class DeadLetterLog:
     def add(self, reason: str, detail: str, partition: str, position: int | str, record: Any) -> None:
         """Keep one record. Raises DeadLetterLimitError once there are more than `limit`, having kept it."""
         self.counts[reason] += 1
+        letter = {
+            "time": time.time(),
+            "reason": reason,
+            "detail": detail,
+            "partition": partition,
+            "position": position,
+        }
+        self.newest.append(letter)
         if self._file is not None or self.also is not None:
-            letter = {
-                "time": time.time(),
-                "reason": reason,
-                "detail": detail,
-                "partition": partition,
-                "position": position,
-                "record": _text(record),
-            }
-            line = json.dumps(letter).encode() + b"\n"
+            line = json.dumps({**letter, "record": _text(record)}).encode() + b"\n"
             if self._file is not None:
                 self._file.write(line)
             if self.also is not None:

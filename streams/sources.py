@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 from typing import Any, get_args
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from streamwise.streams.decode import Fields
 from streamwise.streams.errors import UsageError
@@ -81,6 +81,12 @@ def open_dead_letters(url: str) -> Any:
 def resolved_url(url: str) -> str:
     """Return the URL as it means the same from any folder. Raises UsageError for what is no source's URL."""
     scheme, rest, _ = _parts(url)
+    if scheme == "kafka":
+        return re.sub(
+            r"(?<=[?&])(config|schema)=([^&]+)",
+            lambda found: f"{found[1]}={quote(os.path.abspath(os.path.expanduser(unquote(found[2]))))}",
+            url,
+        )
     if scheme != "file":
         return url
     return url.replace(rest, os.path.abspath(os.path.expanduser(rest)), 1)

@@ -10,17 +10,24 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from streamwise.agents import StreamAC, StreamQ, StreamSARSA, StreamTD
+    from streamwise.agents import Counts, Hawkes, Poisson, StreamAC, StreamQ, StreamSARSA, StreamTD
     from streamwise.envs import EnvironmentStream, make
     from streamwise.runs.checkpoint import load, save
-    from streamwise.streams import CsvSeriesStream, NonFiniteSampleError, Transition, UsageError
+    from streamwise.streams import CsvSeriesStream, Event, NonFiniteSampleError, Transition, UsageError
+    from streamwise.streams.event_stream import EventStream
+    from streamwise.streams.sources import open_source
 
 __version__ = importlib.metadata.version("streamwise")
 
 __all__ = [
+    "Counts",
     "CsvSeriesStream",
     "EnvironmentStream",
+    "Event",
+    "EventStream",
+    "Hawkes",
     "NonFiniteSampleError",
+    "Poisson",
     "StreamAC",
     "StreamQ",
     "StreamSARSA",
@@ -29,15 +36,19 @@ __all__ = [
     "UsageError",
     "load",
     "make",
+    "open_source",
     "save",
 ]
 
 _HOMES = {
+    "EventStream": "streamwise.streams.event_stream",
+    "open_source": "streamwise.streams.sources",
+    **dict.fromkeys(("Counts", "Hawkes", "Poisson"), "streamwise.agents"),
     **dict.fromkeys(("StreamAC", "StreamQ", "StreamSARSA", "StreamTD"), "streamwise.agents"),
     **dict.fromkeys(("EnvironmentStream", "make"), "streamwise.envs"),
     **dict.fromkeys(("load", "save"), "streamwise.runs.checkpoint"),
     **dict.fromkeys(
-        ("CsvSeriesStream", "NonFiniteSampleError", "Transition", "UsageError"), "streamwise.streams"
+        ("CsvSeriesStream", "Event", "NonFiniteSampleError", "Transition", "UsageError"), "streamwise.streams"
     ),
 }
 

@@ -16,7 +16,14 @@ from rich.text import Text
 __all__ = ["Check", "print_report", "report"]
 
 _REQUIRED = ("numpy", "torch", "gymnasium", "mujoco", "dm-control", "shimmy", "ale-py", "ray")
-_OPTIONAL = {"minatar": "minatar"}  # distribution -> the extra that installs it
+_OPTIONAL = {  # distribution -> the extra that installs it
+    "minatar": "minatar",
+    "confluent-kafka": "kafka",
+    "redis": "redis",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "prometheus-client": "serve",
+}
 _COLOURS = {"ok": "green", "--": "yellow", "no": "red"}
 
 

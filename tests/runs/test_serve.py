@@ -441,7 +441,8 @@ def test_the_server_stops_with_its_block_though_a_connection_is_open(run):
         assert connection.getresponse().read()
     connection.close()
     assert run.watchers == []
-    assert not [thread for thread in threading.enumerate() if thread not in before]
+    started = [thread for thread in threading.enumerate() if thread not in before]
+    assert "streamwise-serve" not in [thread.name for thread in started]
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(server.url, timeout=TIMEOUT_SECONDS)
     with serve(run, port=int(port)) as again:
