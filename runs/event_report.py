@@ -57,8 +57,8 @@ AVERAGES = (
 )  # fmt: skip
 HIGHER_IS_BETTER = ("log_likelihood", "time_log_likelihood")
 OTHER_COLUMNS = (
-    "step", "wall_time", "events", "scored", "keys", "types", "types_overflowed", "ks", "ks_critical", "drift",
-    "drift_alarms", "latency_p50_ms", "latency_p99_ms", "lag",
+    "step", "wall_time", "events", "scored", "keys", "types", "types_overflowed", "ks", "ks_critical",
+    "drift", "drift_alarms", "latency_p50_ms", "latency_p99_ms", "lag",
 )  # fmt: skip
 COLUMNS = (*OTHER_COLUMNS, *AVERAGES, *(f"{name}_window" for name in AVERAGES))
 NOT_OPTIONS = ("kind", "settings", "versions")

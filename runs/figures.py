@@ -378,11 +378,13 @@ def averaged(steps: Array, values: Array) -> tuple[Array, Array]:
 
 
 def line_style(place: int) -> dict[str, Any]:
+    """Return the colour and dashes of the curve at this place."""
     dash = tuple(DASHES)[place // len(COLOURS) % len(DASHES)]
     return {"color": COLOURS[place % len(COLOURS)], "linestyle": dash}
 
 
 def finish_axes(axes: Axes, ticks: int = 5, across: str = "steps") -> None:
+    """Give axes their ticks and the name of what runs across them."""
     if axes.get_yscale() == "linear":
         axes.yaxis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10]))

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from streamwise.runs.recorder import Recorder
 
-__all__ = ["ProgressDisplay"]
+__all__ = ["ProgressDisplay", "clock"]
 
 _TERMINAL_INTERVAL_SECONDS, _PLAIN_INTERVAL_SECONDS = 0.2, 10.0
 
@@ -57,7 +57,7 @@ class ProgressDisplay:
             left = (self.steps - recorder.step) / max(rate, 1e-9)
             self.console.print(
                 f"{self.title}: step {recorder.step:,} of {self.steps:,}, {self._status(rate)}, "
-                f"{_clock(left)} left",
+                f"{clock(left)} left",
                 highlight=False,
                 soft_wrap=True,
             )
@@ -90,7 +90,8 @@ class ProgressDisplay:
             self._live.stop()
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Return a duration as h:mm:ss."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}"

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import socket
 import sys
 import time
@@ -20,7 +19,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from types import FrameType
 from typing import IO, Any
 
 import tomli_w
@@ -29,6 +27,7 @@ from rich.console import Console
 from streamwise.envs import family_of
 from streamwise.runs.config import RunConfig
 from streamwise.runs.lock import locked
+from streamwise.runs.loop import StopRequest
 from streamwise.runs.storage import replace_durably
 from streamwise.runs.sweep_data import read_events
 from streamwise.runs.sweep_display import SweepDisplay
@@ -257,7 +256,7 @@ class _Driver:
         self.finished = len(done)
         self.waiting = [Job(run, self._placed(run)) for run in spec.runs if run.name not in done]
         self.display = SweepDisplay(spec.name, spec.runs, done, console)
-        self.signal: int | None = None
+        self.stop = StopRequest()
         self.had_room = False
         self._asked_at = self._counted_at = -float("inf")
 
@@ -266,9 +265,9 @@ class _Driver:
         resumed = any(read_events(self.journal.path))
         event = "sweep resumed" if resumed else "sweep started"
         self.journal.add(event, runs=len(self.spec.runs), storage=self.options.storage)
-        with self.display, self._stop_on_signals():
+        with self.display, self.stop.on_signals():
             while self.waiting or any(slot.job for slot in self.slots):
-                if self.signal is not None:
+                if self.stop.signal is not None:
                     self._stop_all()
                     break
                 self._match_slots_to_cluster()
@@ -276,9 +275,11 @@ class _Driver:
                 self._ask()
                 self._wait()
                 self.display.update(self.slots, self.waiting, self.finished, self.failed)
-        event = "sweep interrupted" if self.signal is not None else "sweep finished"
+        event = "sweep interrupted" if self.stop.signal is not None else "sweep finished"
         self.journal.add(event, finished=self.finished, failed=len(self.failed))
-        return SweepResult(self.options.out, self.finished, self.failed, len(self.spec.runs), self.signal)
+        return SweepResult(
+            self.options.out, self.finished, self.failed, len(self.spec.runs), self.stop.signal
+        )
 
     # ---- what there is to do ----
 
@@ -482,19 +483,6 @@ class _Driver:
         self.display.lost(job, reason, pause)
 
     # ---- the end ----
-
-    @contextmanager
-    def _stop_on_signals(self) -> Iterator[None]:
-        def request(number: int, frame: FrameType | None) -> None:
-            self.signal = number
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-        before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _stop_all(self) -> None:
         """Have every run end with a checkpoint."""

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from streamwise.runs.progress import clock
 from streamwise.runs.sweep_runner import Outcome
 from streamwise.runs.sweep_spec import PlannedRun
 
@@ -65,7 +66,7 @@ class SweepDisplay:
         counts = [f"{finished} of {self.runs} finished", f"{len(at_work)} running", f"{len(waiting)} waiting"]
         counts += [f"{starting} processes starting"] if starting else []
         counts += [f"{len(failed)} failed"] if failed else []
-        status = f"{', '.join(counts)}; {speed:,.0f} steps/s, {_clock(left / speed) if speed else '–'} left"
+        status = f"{', '.join(counts)}; {speed:,.0f} steps/s, {clock(left / speed) if speed else '–'} left"
         if self._live is None:
             self._print(f"{self.name}: {status}")
             return
@@ -110,7 +111,7 @@ class SweepDisplay:
                 f"{rate:,.0f}" if rate else "",
                 f"{progress.mean_return:,.1f}" if shown and progress else "",
                 str(slot.job.restarts or ""),
-                _clock(self._left[name] / rate) if rate else "",
+                clock(self._left[name] / rate) if rate else "",
             )
         if len(at_work) > _MOST_ROWS:
             table.add_row(f"and {len(at_work) - _MOST_ROWS} more")
@@ -155,9 +156,3 @@ class SweepDisplay:
     ) -> None:
         if self._live is not None:
             self._live.stop()
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}"

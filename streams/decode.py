@@ -100,8 +100,9 @@ class Fields:
     def among(self, columns: Sequence[str]) -> Fields:
         """Return the fields that a table with these columns has.
 
-        Where time, type or key has its default name and there is no such column, it is the first that is there
-        of: timestamp, ts, datetime, date, event_time; event, event_type, action; sequence, user, user_id, id.
+        Where time, type or key has its default name and there is no such column, it is the first that is
+        there of: timestamp, ts, datetime, date, event_time; event, event_type, action; sequence, user,
+        user_id, id.
         """
         found: dict[str, Any] = {
             name: next((usual for usual in usuals if usual in columns), name)

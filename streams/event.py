@@ -34,7 +34,7 @@ class Refused(NamedTuple):
 
 
 class Records(NamedTuple):
-    """Records that follow each other in one partition, as one poll gave them; none where only a position is told.
+    """Records that follow each other in one partition, as a poll gave them; none where only a position is.
 
     partition: a name that stays the same over restarts, such as "clicks/3". values: one a record, in whatever
     form the source's `decode` reads. positions: where each is, for a person who looks for it. next_position:
@@ -87,9 +87,9 @@ class Source(Protocol):
     def poll(self, limit: int, timeout: float, paused: AbstractSet[str]) -> list[Records]:
         """Return up to `limit` records, waiting up to `timeout` seconds for the first, or for news of an end.
 
-        Nothing is read from the partitions in `paused`; what they have waits, and the call need not. A broker that cannot be reached
-        is not an error: nothing comes until it is back. Raises UsageError for what waiting cannot mend, such
-        as a topic that does not exist.
+        Nothing is read from the partitions in `paused`; what they have waits, and the call need not. A broker
+        that cannot be reached is not an error: nothing comes until it is back. Raises UsageError for what
+        waiting cannot mend, such as a topic that does not exist.
         """
         ...
 
@@ -98,7 +98,7 @@ class Source(Protocol):
         ...
 
     def at_end(self, partition: str) -> bool:
-        """Whether all that the partition held when last looked at has been polled; False before the first poll."""
+        """Whether all that the partition held when last looked at has been polled; not before the first."""
         ...
 
     def seek(self, positions: dict[str, Any]) -> None:

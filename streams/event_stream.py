@@ -21,6 +21,8 @@ __all__ = ["DUPLICATE", "FUTURE", "LATE", "EventBatch", "EventStream"]
 LATE, FUTURE, DUPLICATE = "late", "in the future", "duplicate position"
 
 _WAIT_SECONDS = 0.05  # for events, before the loop gets a chance to look after itself
+_TURN_SECONDS = 0.05  # that a reader may take for what one poll gave it; polls become as small as that needs
+_FEWEST, _AT_FIRST = 64, 256  # records a poll
 _NEVER = -math.inf
 
 # time, partition, number in the partition, type, key, features, polled at: in this order they are released
@@ -85,8 +87,9 @@ class EventStream:
     end. most: events to give out, over all resumptions. max_ahead: seconds that an event's time may be ahead
     of the clock.
 
-    Iterating gives single events; `batches` gives those that are ready after each poll, and now and then an
-    empty one, so that a quiet stream does not keep its reader from other business.
+    poll_limit: most records of a poll; where the reader is slow, fewer. Iterating gives single events;
+    `batches` gives those that are ready after each poll, and now and then an empty one, so that a quiet
+    stream does not keep its reader from other business.
     """
 
     def __init__(
@@ -118,6 +121,7 @@ class EventStream:
         self.decode_seconds = 0.0
         self.poll_seconds = 0.0
         self._clock, self._now = clock, now
+        self._limit = min(_AT_FIRST, poll_limit)
         self._partitions: dict[str, _Partition] = {}
         self._pending: list[Pending] = []  # sorted
         self._last: tuple[float, str] = (_NEVER, "")  # released
@@ -153,12 +157,17 @@ class EventStream:
         room = batch.size if self.most is None else min(batch.size, max(self.most - self.released, 0))
         self._batch, self._taken = batch, room
         self.released += batch.size
+        given_at = self._clock()
         if room == batch.size:
             yield batch
+            self._batch = None
         elif room:
             yield EventBatch(*(None if column is None else column[:room] for column in batch))  # type: ignore[arg-type]
-        if room == batch.size:
-            self._batch = None
+        seconds = self._clock() - given_at
+        if seconds > _TURN_SECONDS:
+            self._limit = max(min(_FEWEST, self.poll_limit), self._limit // 2)
+        elif seconds < _TURN_SECONDS / 4.0:
+            self._limit = min(2 * self._limit, self.poll_limit)
 
     def _poll(self) -> list[Records]:
         """Return what came in, waiting for a moment if there is nothing."""
@@ -166,10 +175,10 @@ class EventStream:
         held = {p.name for p in self._partitions.values() if self._holds_back(p)}
         polled: list[Records] = []
         for source in self.sources:
-            polled += source.poll(self.poll_limit, 0.0 if len(self.sources) > 1 else _WAIT_SECONDS, held)
+            polled += source.poll(self._limit, 0.0 if len(self.sources) > 1 else _WAIT_SECONDS, held)
         if not polled and len(self.sources) > 1:
             for source in self.sources:
-                polled += source.poll(self.poll_limit, _WAIT_SECONDS / len(self.sources), held)
+                polled += source.poll(self._limit, _WAIT_SECONDS / len(self.sources), held)
         for i, source in enumerate(self.sources):
             for name in source.partitions:
                 if name not in self._partitions:
@@ -217,7 +226,7 @@ class EventStream:
     ) -> Decoded:
         """Refuse what is late, ahead of the clock or a repetition; move the watermark. Return the rest.
 
-        before: the partition's position until now; where that is a number, as an offset is, so are the records'.
+        before: the partition's position until now; if it is a number, as an offset is, so are the records'.
         """
         faults: dict[int, tuple[str, str]] = {}
         times = np.array(decoded.times)

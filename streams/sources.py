@@ -63,7 +63,7 @@ def open_source(
 
 
 def open_dead_letters(url: str) -> Any:
-    """Open kafka://BROKER/TOPIC?config=FILE for refused records: an object with `write(line)` and `close()`."""
+    """Open kafka://BROKER/TOPIC?config=FILE for refused records; it has `write(line)` and `close()`."""
     from streamwise.streams.kafka import KafkaDeadLetters
 
     scheme, rest, query = _parts(url)

@@ -141,7 +141,7 @@ def _resume(argv: list[str]) -> int:
 INGEST_HELP = """
     Learn from events as they come in: score each one, learn from it, never lose or repeat one.
 
-    Leaves a run directory with settings, metrics, TensorBoard files, checkpoints, refused records and a report.
+    Leaves a run directory with settings, metrics, TensorBoard files, checkpoints, refused records, a report.
     The same command again goes on exactly where the run was, whatever ended it.
 
     streamwise ingest file:events.csv.gz
@@ -246,7 +246,7 @@ def _predict(argv: list[str]) -> int:
         median = "unknown" if p.median_wait is None else f"{p.median_wait:,.1f} s"
         low, high = p.intervals["90%"]
         print(
-            f"next event: in {median} (median), {p.mean_wait:,.1f} s (mean), {low:,.1f} to {high:,.1f} s (90%)"
+            f"next event: in {median} (median), {low:,.1f} to {high:,.1f} s (90%), {p.mean_wait:,.1f} s (mean)"
         )
     if p.probability is not None:
         print(f"within {p.horizon:,.0f} s: {100 * p.probability:.1f}%")
@@ -425,12 +425,11 @@ class ReportArguments:
 
 def _report(argv: list[str]) -> int:
     arguments = _parse(ReportArguments, "report", argv)
+    from streamwise.runs.ingest_config import is_ingest
     from streamwise.runs.report import write_report
     from streamwise.runs.sweep_data import is_sweep
     from streamwise.runs.sweep_report import write_sweep_report
     from streamwise.streams import UsageError
-
-    from streamwise.runs.ingest_config import is_ingest
 
     if not arguments.runs:
         raise UsageError("name at least one run directory, for example outputs/demo.")

@@ -1,4 +1,4 @@
-"""A log full of rubbish: nothing stops the run, what is refused is kept with its reason, the rest is learned."""
+"""A log full of rubbish: nothing stops the run, what is refused is kept with its reason, the rest learned."""
 
 from __future__ import annotations
 

@@ -182,7 +182,7 @@ def test_settings_survive_a_round_trip(tmp_path, source):
     assert load_ingest(tmp_path / "run") == given
     text = (tmp_path / "run" / "config.toml").read_text()
     (tmp_path / "run" / "config.toml").write_text(text.replace("lateness", "latenes"))
-    with pytest.raises(UsageError, match="'latenes'. Did you mean 'lateness'"):
+    with pytest.raises(UsageError, match=r"'latenes'\. Did you mean 'lateness'"):
         load_ingest(tmp_path / "run")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import http.client
 import json
+import logging
 import math
 import socket
 import sys
@@ -411,6 +412,7 @@ def test_a_failure_of_the_server_is_told_and_logged_but_not_shown(run, url, capf
         raise RuntimeError("something private")
 
     monkeypatch.setattr(serving.Watch, "state", broken)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [logging.StreamHandler()])  # as programs like to do
     with urllib.request.urlopen(f"{url}/health", timeout=TIMEOUT_SECONDS):
         pass
     with pytest.raises(urllib.error.HTTPError) as failure:
