@@ -245,9 +245,7 @@ def _predict(argv: list[str]) -> int:
     else:
         median = "unknown" if p.median_wait is None else f"{p.median_wait:,.1f} s"
         low, high = p.intervals["90%"]
-        print(
-            f"next event: in {median} (median), {low:,.1f} to {high:,.1f} s (90%), {p.mean_wait:,.1f} s (mean)"
-        )
+        print(f"next event: in {median} (median), between {low:,.1f} and {high:,.1f} s (90%)")
     if p.probability is not None:
         print(f"within {p.horizon:,.0f} s: {100 * p.probability:.1f}%")
     ranked = sorted(p.types.items(), key=lambda item: -item[1])
