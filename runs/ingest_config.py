@@ -105,7 +105,9 @@ class IngestConfig(Generic[Settings]):
 
     def resolved(self) -> IngestConfig[Settings]:
         """Return this configuration as it means the same from any folder."""
-        return dataclasses.replace(self, sources=tuple(resolved_url(source) for source in self.sources))
+        letters = None if self.dead_letters is None else resolved_url(self.dead_letters)
+        sources = tuple(resolved_url(source) for source in self.sources)
+        return dataclasses.replace(self, sources=sources, dead_letters=letters)
 
 
 # What may not differ in a run that is gone on with, besides the model's settings: it decides what is learned.

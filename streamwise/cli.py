@@ -455,10 +455,11 @@ class BenchArguments:
     streamwise bench step --only HalfCheetah
     streamwise bench returns --table
     streamwise bench prediction --data ETTh1.csv
+    streamwise bench ingest --no-memory
     """
 
     name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
-    """step (speed), returns (learning results), or prediction (time series)."""
+    """step (speed), returns (learning results), prediction (time series), ingest (events), soak (kills)."""
 
 
 def _bench(argv: list[str]) -> int:
