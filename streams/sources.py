@@ -12,7 +12,9 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from streamwise.streams.decode import Fields
 from streamwise.streams.errors import UsageError
 from streamwise.streams.event import Source
-from streamwise.streams.files import FileSource, Format, StdinSource
+from streamwise.streams.file_readers import Format
+from streamwise.streams.files import FileSource
+from streamwise.streams.pipes import StdinSource
 from streamwise.streams.synthetic import SyntheticSource
 
 __all__ = ["SCHEMES", "open_dead_letters", "open_source", "resolved_url"]

@@ -1,4 +1,4 @@
-"""Files and pipes as sources: every record once, from any position, through damage and rotation."""
+"""Files as sources: every record once, from any position, through damage and rotation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import threading
-import time
 import tracemalloc
 from bisect import bisect_right
 
@@ -22,7 +21,7 @@ from hypothesis import strategies as st
 from streamwise.streams.decode import BAD_TIME, MALFORMED, OVERSIZE, Fields
 from streamwise.streams.errors import UsageError
 from streamwise.streams.event import Event
-from streamwise.streams.files import FileSource, StdinSource
+from streamwise.streams.files import FileSource
 
 FORMATS = ["csv", "csv.gz", "csv.zst", "tsv", "jsonl", "jsonl.gz", "jsonl.zst", "parquet"]
 NOBODY: frozenset[str] = frozenset()
@@ -565,56 +564,10 @@ def test_new_files_of_a_followed_glob_come_after_those_before_them(tmp_path):
     assert events_of(going_on(tmp_path / "*.jsonl", records.next_position, follow=True)) == some_events(8, 2)
 
 
-# Pipes
-
-
-@pytest.fixture
-def pipe():
-    reading, writing = os.pipe()
-    with open(reading, "rb", buffering=0) as reader, open(writing, "wb", buffering=0) as writer:
-        yield reader, writer
-
-
-def test_a_pipe_is_read_as_it_comes_and_ends_with_it(pipe):
-    reader, writer = pipe
-    source = StdinSource(Fields(), "csv", stream=reader)
-    begun = time.monotonic()
-    assert source.poll(10, 0.05, NOBODY) == []
-    assert time.monotonic() - begun >= 0.05
-    writer.write(b"time,type,key\n1,a,b\n\n2,a")
-    (records,) = source.poll(10, 60.0, NOBODY)
-    assert (list(records.positions), records.next_position) == ([2], {"line": 3})
-    assert source.decode(records).times == [1.0]
-    assert source.at_end("stdin")
-    assert not source.finished
-    writer.write(b",b\n3,a,b")
-    assert events_of(source) == [Event(2.0, "a", "b")]
-    writer.close()
-    assert events_of(source) == [Event(3.0, "a", "b")]
-    assert source.poll(10, 60.0, NOBODY) == []
-    assert source.finished
-
-
-def test_lines_of_a_pipe_are_counted_on_from_a_position():
-    source = StdinSource(Fields(), stream=io.BytesIO(text_of(some_events(5), "jsonl")))
-    source.seek({"stdin": {"line": 7}})
-    (records,) = source.poll(2, 0.0, NOBODY)
-    assert list(records.positions) == [8, 9]
-    assert records.next_position == {"line": 9}
-    assert source.poll(9, 0.0, {"stdin"}) == []
-    assert events_of(source) == some_events(3, 2)
-    assert source.finished
-
-
-def test_a_pipe_of_wrong_columns_or_of_parquet_is_an_error():
-    with pytest.raises(UsageError, match="stdin: there is no column 'key'"):
-        StdinSource(Fields(), "csv", stream=io.BytesIO(b"time,type\n1,a\n")).poll(1, 0.0, NOBODY)
-    with pytest.raises(UsageError, match="Parquet cannot be read from a pipe"):
-        StdinSource(Fields(), "parquet", stream=io.BytesIO())
-
-
-def test_a_long_line_in_a_pipe_is_refused_and_the_next_one_read():
-    data = b"x" * 1_000_000 + b"\n" + text_of(some_events(2), "jsonl")
-    events, refused, _ = read(StdinSource(Fields(), stream=io.BytesIO(data)))
-    assert events == some_events(2)
-    assert [r[:2] for r in refused] == [(1, OVERSIZE)]
+@pytest.mark.parametrize("name", ["A.TSV", "b.tsv.gz"])
+def test_a_tab_parts_the_fields_of_tsv_however_its_suffix_is_written(tmp_path, name):
+    text = b"time\ttype\tkey\n7\tview\tann, the first\n"
+    (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    source = FileSource(tmp_path / name, Fields())
+    [records] = source.poll(10, 0.0, frozenset())
+    assert source.decode(records).keys == ["ann, the first"]

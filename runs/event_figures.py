@@ -1,0 +1,220 @@
+"""The drawings of the report of runs on events.
+
+Loading this module loads matplotlib: import it where it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+
+from streamwise.runs.event_run_data import Compared, EventRun
+from streamwise.runs.figures import (
+    COLOURS,
+    MUTED,
+    Panels,
+    averaged,
+    finish_axes,
+    line_style,
+    svgs,
+    sweep_png,
+)
+from streamwise.runs.run_data import Array
+
+__all__ = ["event_png", "event_svgs", "part_width"]
+
+MOST_PARTS = 200  # of the stream, in one line
+MOST_RATES, SHORTEST_RATE_SECONDS = 60, 0.25  # points of a line of speeds; a poll's rows are closed together
+
+
+def event_svgs(runs: Sequence[EventRun], compared: Compared, best: EventRun) -> dict[str, dict[str, Markup]]:
+    """Return the drawings of the page: by place in its template, then by title."""
+    return {
+        "behind": svgs(_difference_panels(runs, compared, best), (4.4, 2.3) if len(runs) > 2 else (6.2, 2.3)),
+        "likelihood": svgs(_likelihood_panels(runs), (8.0, 2.9)),
+        "parts": svgs(_part_panels(runs), (3.2, 2.3)),
+        "calibration": svgs(_calibration_panels(runs), (4.4, 2.6)),
+        "speeds": svgs(_speed_panels(runs), (3.4, 2.0)),
+    }
+
+
+def event_png(title: str, runs: Sequence[EventRun]) -> bytes:
+    """Return the main figures as one."""
+    rows = [(_part_panels(runs), 2.8), (_calibration_panels(runs), 2.8)]
+    return sweep_png(title, _likelihood_panels(runs), rows)
+
+
+def part_width(runs: Sequence[EventRun]) -> str:
+    """Return how many events a point of a thin line is about."""
+    return f"{np.median(np.diff(_edges(runs[0]))):,.0f}"
+
+
+# ---- what there is to draw ----
+
+
+def _difference_panels(runs: Sequence[EventRun], compared: Compared, best: EventRun) -> Panels:
+    return {
+        f"{run.label} less {best.label}": partial(_draw_difference, run, best, compared)
+        for run in runs
+        if run is not best
+    }
+
+
+def _likelihood_panels(runs: Sequence[EventRun]) -> Panels:
+    return {"Log-likelihood per event": partial(_draw_score, runs, "log_likelihood", "nats")}
+
+
+def _part_panels(runs: Sequence[EventRun]) -> Panels:
+    return {
+        "Its time part": partial(_draw_score, runs, "time_log_likelihood", "nats"),
+        "Type log loss (lower is better)": partial(_draw_score, runs, "type_log_loss", "nats"),
+        "Type error (lower is better)": partial(_draw_score, runs, "type_error", "share of events"),
+    }
+
+
+def _calibration_panels(runs: Sequence[EventRun]) -> Panels:
+    return {
+        "Calibration of times (lower is better)": partial(_draw_calibration, runs),
+        "Drift (1 raises an alarm)": partial(_draw_drift, runs),
+    }
+
+
+def _speed_panels(runs: Sequence[EventRun]) -> Panels:
+    panels: Panels = {}
+    if max(run.rows["wall_time"][-1] for run in runs) >= 8 * SHORTEST_RATE_SECONDS:
+        panels["events/s"] = partial(_draw_rates, runs)
+    if any(run.known("latency_p99_ms") for run in runs):
+        panels["latency, ms: p99, and p50 thin"] = partial(_draw_latencies, runs)
+    for title, name, drawn in (("keys", "keys", runs[:1]), ("lag, records", "lag", runs)):
+        if any(len(set(run.known(name))) > 1 for run in drawn):
+            panels[title] = partial(_draw_column, drawn, name)
+    return panels
+
+
+# ---- one pair of axes ----
+
+
+def _draw_difference(run: EventRun, best: EventRun, compared: Compared, axes: Axes) -> None:
+    edges = _thinned(compared.edges)
+    differences = run.averages("log_likelihood", edges) - best.averages("log_likelihood", edges)
+    axes.axhline(0.0, color=MUTED, linewidth=1.0)
+    axes.plot(edges[1:], differences, **line_style(run.place), linewidth=1.2)
+    _finish(axes, "nats an event")
+    _limit(axes, differences, keep=0.0)
+
+
+def _draw_score(runs: Sequence[EventRun], name: str, up: str, axes: Axes) -> None:
+    """Draw a score over all events so far, and thin that of each part of the stream."""
+    seen = []
+    thin: dict[str, Any] = {"linewidth": 0.9, "alpha": 0.6}
+    thick: dict[str, Any] = {"linewidth": 1.9}
+    several = len(runs) > 1
+    for run in runs:
+        style, edges = line_style(run.place), _edges(run)
+        parts = run.averages(name, edges)
+        so_far = run.rows[name][np.searchsorted(run.steps, edges[1:])]
+        axes.plot(edges[1:], parts, **style, **thin)
+        axes.plot(edges[1:], so_far, **style, **thick, label=run.label if several else None)
+        seen.append(parts)
+    neutral = MUTED if several else COLOURS[0]
+    axes.plot([], [], color=neutral, **thick, label="thick: over all events so far")
+    axes.plot([], [], color=neutral, **thin, label=f"thin: over {part_width(runs)} at a time")
+    _finish(axes, up)
+    _limit(axes, np.concatenate(seen))
+
+
+def _draw_calibration(runs: Sequence[EventRun], axes: Axes) -> None:
+    critical: dict[str, Any] = {"color": MUTED, "linestyle": "--", "linewidth": 1.1}
+    axes.plot(runs[0].steps, runs[0].rows["ks_critical"], **critical, label="critical distance, 5%")
+    for run in runs:
+        _plot_column(axes, run, "ks", 1.3)
+    _finish(axes, "KS distance")
+    axes.set_ylim(bottom=0)
+
+
+def _draw_drift(runs: Sequence[EventRun], axes: Axes) -> None:
+    alarm: dict[str, Any] = {"marker": "v", "linestyle": "", "markersize": 5, "markeredgewidth": 0}
+    for run in runs:
+        _plot_column(axes, run, "drift", 1.1, alpha=0.85)
+        raised = run.steps[np.diff(run.rows["drift_alarms"], prepend=0.0) > 0.0]
+        height = np.full(len(raised), 1.05 + 0.08 * run.place)
+        axes.plot(raised, height, color=line_style(run.place)["color"], **alarm)
+    if any(run.rows["drift_alarms"][-1] for run in runs):
+        axes.plot([], [], color=MUTED, label="drift alarm", **alarm)
+    _finish(axes, "drift")
+    axes.set_ylim(0.0, 1.12 + 0.08 * (len(runs) - 1))
+    axes.set_yticks([0.0, 0.25, 0.5, 0.75, 1.0])
+
+
+def _draw_rates(runs: Sequence[EventRun], axes: Axes) -> None:
+    """Draw speeds over equal stretches of running time: rows of one poll are closed at one moment."""
+    for run in runs:
+        times, steps = np.append(0.0, run.rows["wall_time"]), np.append(0.0, run.steps)
+        points = max(1, min(len(run.steps), MOST_RATES, int(times[-1] / SHORTEST_RATE_SECONDS)))
+        at = np.linspace(0.0, times[-1], points + 1)
+        passed = np.interp(at, times, steps)
+        rates = np.diff(passed) / np.maximum(np.diff(at), 1e-9)
+        axes.plot(passed[1:], rates, **line_style(run.place), linewidth=1.2)
+    _finish(axes, ticks=4)
+    axes.set_ylim(bottom=0)
+
+
+def _draw_latencies(runs: Sequence[EventRun], axes: Axes) -> None:
+    for run in runs:
+        _plot_column(axes, run, "latency_p99_ms", 1.5)
+        _plot_column(axes, run, "latency_p50_ms", 0.7)
+    lowest, highest = axes.dataLim.intervaly
+    if lowest > 0 and highest > 20 * lowest:
+        axes.set_yscale("log")
+        axes.minorticks_off()
+    _finish(axes, ticks=4)
+
+
+def _draw_column(runs: Sequence[EventRun], name: str, axes: Axes) -> None:
+    for run in runs:
+        _plot_column(axes, run, name, 1.2)
+    _finish(axes, ticks=4)
+    axes.set_ylim(bottom=0)
+
+
+def _plot_column(axes: Axes, run: EventRun, name: str, width: float, alpha: float = 1.0) -> None:
+    known = np.isfinite(run.rows[name])
+    points = averaged(run.steps[known], run.rows[name][known])
+    axes.plot(*points, **line_style(run.place), linewidth=width, alpha=alpha)
+
+
+def _finish(axes: Axes, up: str = "", ticks: int = 5) -> None:
+    finish_axes(axes, ticks, across="events")
+    axes.set_xlim(left=0)
+    axes.set_ylabel(up)
+
+
+def _limit(axes: Axes, values: Array, keep: float = np.nan) -> None:
+    """Leave out what the first events did, where it would flatten all that came after, but never `keep`."""
+    known = values[np.isfinite(values)]
+    if len(known) < 20:
+        return
+    low, high = np.percentile(known, [2.0, 98.0])
+    margin = 0.35 * (high - low)
+    low, high = np.fmin(low, keep), np.fmax(high, keep)
+    shown_low, shown_high = axes.get_ylim()
+    axes.set_ylim(max(shown_low, low - margin), min(shown_high, high + margin))
+
+
+def _edges(run: EventRun) -> Array:
+    """Return steps, from 0 on, between which the scores of a run are averaged to be drawn."""
+    steps = run.steps
+    if len(steps) > 2 and steps[-1] - steps[-2] < 0.5 * (steps[-2] - steps[-3]):
+        steps = np.delete(steps, -2)  # a short last row is noise
+    return _thinned(np.append(0.0, steps))
+
+
+def _thinned(edges: Array) -> Array:
+    parts = len(edges) - 1
+    thinned: Array = edges[np.linspace(0, parts, min(parts, MOST_PARTS) + 1).astype(int)]
+    return thinned
