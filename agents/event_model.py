@@ -60,8 +60,8 @@ class EventSettings:
             raise UsageError(f"types is {self.types}; it lies between 2 and 1,024.")
         if self.keys_in_memory < _CHUNK:
             raise UsageError(f"keys_in_memory is {self.keys_in_memory}; use {_CHUNK:,} or more.")
-        if not 0.0 < self.prior_gap < math.inf:
-            raise UsageError(f"prior_gap is {self.prior_gap}; it must be above 0 and finite.")
+        if not 1e-6 <= self.prior_gap <= 1e12:
+            raise UsageError(f"prior_gap is {self.prior_gap}; it lies between 1e-6 and 1e12 seconds.")
         if not self.memory >= 10.0:
             raise UsageError(f"memory is {self.memory}; use 10 events or more.")
 
@@ -90,7 +90,8 @@ class Prediction:
 
     intensity: events a second, now. types: how likely the next event is of each type, whenever it comes.
     mean_wait, median_wait: seconds from now; None if no event is expected. intervals: the waits between which
-    the next event falls with probability 0.5 and 0.9. probability: of an event within `horizon` seconds.
+    the next event falls with probability 0.5 and 0.9; None: after centuries. probability: of an event within
+    `horizon` seconds.
     """
 
     key: str
@@ -102,7 +103,7 @@ class Prediction:
     types: dict[str, float]
     mean_wait: float | None
     median_wait: float | None
-    intervals: dict[str, tuple[float, float]]
+    intervals: dict[str, tuple[float | None, float | None]]
     horizon: float | None
     probability: float | None
 
@@ -268,10 +269,15 @@ class EventModel:
         names = [*list(self.vocabulary)[: int(self.seen[0])], *([OTHER] if self.overflowed else [])]
         known = by_type[: len(names)]
 
-        waits: dict[float, float] = {}
+        types = dict.fromkeys(names, 0.0)  # a type may be called like OTHER
+        for name, share in zip(names, (known / known.sum()).tolist(), strict=True):
+            types[name] += share
+
+        waits: dict[float, float | None] = {}
         expected = compensator[-1] >= _NOT_EXPECTED
         for quantile in (0.05, 0.25, 0.5, 0.75, 0.95):
-            waits[quantile] = float(np.interp(-math.log1p(-quantile), compensator, at, right=math.inf))
+            wait = float(np.interp(-math.log1p(-quantile), compensator, at, right=math.inf))
+            waits[quantile] = wait if math.isfinite(wait) else None
         mean = float(np.trapezoid(survival, at) + survival[-1] / max(total[-1], 1e-300))
         probability = None
         if horizon is not None:
@@ -284,9 +290,9 @@ class EventModel:
             last_type=self.type_name(int(row["last_type"])),
             now=now,
             intensity=float(total[0]),
-            types=dict(zip(names, (known / known.sum()).tolist(), strict=True)),
+            types=types,
             mean_wait=mean if expected else None,
-            median_wait=waits[0.5] if expected and math.isfinite(waits[0.5]) else None,
+            median_wait=waits[0.5] if expected else None,
             intervals={"50%": (waits[0.25], waits[0.75]), "90%": (waits[0.05], waits[0.95])},
             horizon=horizon,
             probability=probability,

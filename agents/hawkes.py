@@ -31,6 +31,7 @@ from streamwise.streams import UsageError
 __all__ = ["Hawkes", "HawkesConfig"]
 
 _OFFSETS = 64  # of the survival curve that a mean gap is read from
+_BASE_EVENTS = 0.5  # of each type, imagined
 _USUAL_TYPES = 16.0  # that the expected children are divided among, before any was seen
 _FORGOTTEN = 1e-30  # of one event, after 69 time scales
 _RESCALED_AT = 1e9  # weight of an event
@@ -86,7 +87,7 @@ class Hawkes(EventModel):
 
     def _row_type(self) -> np.dtype[Any]:
         shape = (len(self.config.time_scales), self.config.types)
-        return np.dtype([*CLOCK, ("pulses", "f4", shape)])
+        return np.dtype([*CLOCK, ("pulses", "f8", shape)])
 
     def _make_arrays(self) -> None:
         c = self.config
@@ -94,14 +95,20 @@ class Hawkes(EventModel):
         self.decay_rates = 1.0 / np.array(c.time_scales)
         self.offset_seconds = np.geomspace(min(c.time_scales) / 100.0, max(c.time_scales) * 30.0, _OFFSETS)
         self.offset_passed = -np.expm1(-np.outer(self.offset_seconds, self.decay_rates))
-        children = c.prior_events * c.prior_children / scales / _USUAL_TYPES
-        child_sum = np.full((scales, types, types), children)  # events brought, by scale, source and child
+        # What is imagined of every base rate and pair of types, always worth as much as so many of the newest
+        # events: the past fades, and nothing that has not happened for long becomes impossible.
+        self.imagined = {
+            "prior_base": _BASE_EVENTS,
+            "prior_seconds": 10.0 * _BASE_EVENTS * c.prior_gap,
+            "prior_children": c.prior_events * c.prior_children / scales / _USUAL_TYPES,
+            "prior_pulses": c.prior_events,
+        }
         self.arrays |= {
-            "base_sum": np.full(types, 0.5),  # events that the base rate brought
-            "child_sum": child_sum,
-            "child_total": child_sum[:, :, 0].copy(),  # over the children that have a probability
-            "pulse_exposure": np.full((scales, types), c.prior_events),  # how much of the pulses has passed
-            "progress": np.array([5.0 * c.prior_gap, 1.0, 0.0]),  # base exposure, weight, events
+            "base_sum": np.zeros(types),  # events that the base rate brought
+            "child_sum": np.zeros((scales, types, types)),  # events brought, by scale, source and child
+            "child_total": np.zeros((scales, types)),  # over the children that have a probability
+            "pulse_exposure": np.zeros((scales, types)),  # how much of the pulses has passed
+            "progress": np.array([0.0, 1.0, 0.0]),  # base exposure in seconds, weight, events
         }
 
     def _native_spec(self) -> tuple[str, dict[str, Any]]:
@@ -115,36 +122,51 @@ class Hawkes(EventModel):
             "forgetting": c.forgetting,
             "memory": c.memory,
             "warm_up": c.warm_up,
+            **self.imagined,
         }
 
     @property
     def base_rates(self) -> Array:
         """μ, float64 [types], events a second."""
-        rates: Array = self.arrays["base_sum"] / self.arrays["progress"][0]
-        return rates
+        (exposure, weight, _), prior = self.arrays["progress"], self.imagined
+        rates: Array = self.arrays["base_sum"] + weight * prior["prior_base"]
+        return rates / float(exposure + weight * prior["prior_seconds"])
 
     @property
     def excitation(self) -> Array:
         """α, float64 [time scales, source types, child types]: children of an event."""
-        return self.arrays["child_sum"] / self.arrays["pulse_exposure"][:, :, None]
+        imagined = self.arrays["progress"][1] * self.imagined["prior_children"]
+        children: Array = (self.arrays["child_sum"] + imagined) / self._pulses_seen[:, :, None]
+        return children
+
+    @property
+    def _pulses_seen(self) -> Array:
+        """What passed of the pulses, with what is imagined, [scales, types]."""
+        seen: Array = (
+            self.arrays["pulse_exposure"] + self.arrays["progress"][1] * self.imagined["prior_pulses"]
+        )
+        return seen
 
     def set_parameters(self, base_rates: Array, excitation: Array) -> None:
         """Put known parameters in place of what was learned, of the shapes that are read back."""
-        self.arrays["base_sum"][:] = base_rates * self.arrays["progress"][0]
-        self.arrays["child_sum"][:] = excitation * self.arrays["pulse_exposure"][:, :, None]
+        (exposure, weight, _), prior = self.arrays["progress"], self.imagined
+        seconds = exposure + weight * prior["prior_seconds"]
+        children = excitation * self._pulses_seen[:, :, None]
+        self.arrays["base_sum"][:] = base_rates * seconds - weight * prior["prior_base"]
+        self.arrays["child_sum"][:] = children - weight * prior["prior_children"]
         self.arrays["child_total"][:] = self.arrays["child_sum"][:, :, : self.classes].sum(2)
 
     def _causes(self, row: Any, gap: float) -> tuple[Array, Array]:
         """Return what adds to λ_k after a gap: the base [classes], the pulses [scales, types, classes]."""
         classes = self.classes
-        pulses = row["pulses"].astype(np.float64) / self.arrays["pulse_exposure"]
-        rates = pulses * (np.exp(-self.decay_rates * gap) * self.decay_rates)[:, None]
-        return self.base_rates[:classes], rates[:, :, None] * self.arrays["child_sum"][:, :, :classes]
+        rates = row["pulses"] * (np.exp(-self.decay_rates * gap) * self.decay_rates)[:, None]
+        return self.base_rates[:classes], rates[:, :, None] * self.excitation[:, :, :classes]
 
     def _amounts(self, row: Any) -> Array:
         """Return how many events the pulses are going to bring at each time scale, [scales]."""
-        pulses = row["pulses"].astype(np.float64)
-        amounts: Array = (self.arrays["child_total"] * pulses / self.arrays["pulse_exposure"]).sum(1)
+        imagined = self.arrays["progress"][1] * self.imagined["prior_children"] * self.classes
+        children = (self.arrays["child_total"] + imagined) / self._pulses_seen
+        amounts: Array = (children * row["pulses"]).sum(1)
         return amounts
 
     def _score(self, row: Any, time: float, event_type: int) -> Score:
@@ -183,7 +205,7 @@ class Hawkes(EventModel):
         own = base[event_type] + pulses[:, :, event_type].sum()
         a["child_sum"][:, :, event_type] += shares / own
         a["child_total"] += shares / own
-        passed = row["pulses"].astype(np.float64) * -np.expm1(-self.decay_rates * gap)[:, None]
+        passed = row["pulses"] * -np.expm1(-self.decay_rates * gap)[:, None]
         a["pulse_exposure"] += weight * passed
         if row["events"] > 0.0:
             base_sum[event_type] += weight * base[event_type] / own
@@ -199,7 +221,7 @@ class Hawkes(EventModel):
 
     def _advance(self, row: Any, time: float, event_type: int) -> None:
         gap = time - float(row["last_time"]) if row["events"] > 0.0 else 0.0
-        pulses = row["pulses"].astype(np.float64) * np.exp(-self.decay_rates * gap)[:, None]
+        pulses = row["pulses"] * np.exp(-self.decay_rates * gap)[:, None]
         pulses[pulses < _FORGOTTEN] = 0.0
         row["pulses"][:] = pulses
         row["pulses"][:, event_type] += 1.0

@@ -6,7 +6,8 @@ import json
 import sqlite3
 import zlib
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["KeyStates"]
+__all__ = ["KeyFileError", "KeyStates"]
 
 _WRITTEN_AT_ONCE = 4096
 _CACHE_KIB = 65_536  # of SQLite's pages, the only memory that grows with the disk's part
+
+
+class KeyFileError(OSError):
+    """The file of the keys that are on disk is missing, damaged, or cannot be written."""
 
 
 class KeyStates:
@@ -59,7 +64,8 @@ class KeyStates:
         self._leaving: dict[str, bytes] = {}  # on their way to disk
         self._stored = False  # whether the file holds any row
         self._read_only = read_only
-        self._database = _open(path, read_only)
+        with self._errors():
+            self._database = _open(path, read_only)
 
     def __len__(self) -> int:
         """How many keys there are, in memory and on disk."""
@@ -107,7 +113,8 @@ class KeyStates:
     def state_dict(self) -> dict[str, Tensor]:
         """Return the keys in memory and their rows, having put the others safely on disk."""
         self._write_leaving()
-        self._database.commit()
+        with self._errors():
+            self._database.commit()
         names, rows = list(self._slots), self.rows[list(self._slots.values())]
         if self.path is None:
             stored = self._database.execute("SELECT key, row FROM keys WHERE key IS NOT NULL").fetchall()
@@ -129,13 +136,19 @@ class KeyStates:
         rows = np.frombuffer(state["keys.rows"].numpy().tobytes(), self.rows.dtype)
         self._leaving.clear()
         self._slots.clear()
-        if not self._read_only:
-            if self.path is None:
-                self._database.execute("DELETE FROM keys")
-            self._database.execute("DELETE FROM keys WHERE generation > ?", (generation,))
-            self._database.commit()
+        with self._errors():
+            if not self._read_only:
+                if self.path is None:
+                    self._database.execute("DELETE FROM keys")
+                self._database.execute("DELETE FROM keys WHERE generation > ?", (generation,))
+                self._database.commit()
+            self._stored = self._holds_rows()
+        if self._count > len(names) and not self._stored:
+            missing = f"the states of {self._count - len(names):,} keys were in it"
+            raise KeyFileError(
+                f"{self.path} is missing or empty, and {missing}; put it back, or start a new run."
+            )
         self._generation = generation if self._read_only else generation + 1
-        self._stored = self._holds_rows()
         self.rows[:] = np.zeros((), self.rows.dtype)
         away = (
             len(names) - self.capacity
@@ -174,10 +187,11 @@ class KeyStates:
         packed = self._leaving.get(key)
         if packed is not None or not self._stored:
             return packed
-        found = self._database.execute(
-            "SELECT row FROM keys WHERE key = ? AND generation <= ? ORDER BY generation DESC LIMIT 1",
-            (key, self._generation),
-        ).fetchone()
+        with self._errors():
+            found = self._database.execute(
+                "SELECT row FROM keys WHERE key = ? AND generation <= ? ORDER BY generation DESC LIMIT 1",
+                (key, self._generation),
+            ).fetchone()
         return None if found is None else bytes(found[0])
 
     def _unpacked(self, packed: bytes) -> Any:
@@ -187,18 +201,29 @@ class KeyStates:
         if not self._leaving or self._read_only:
             return
         generation, kept = self._generation, self._oldest_kept
-        self._database.executemany(
-            "INSERT OR REPLACE INTO keys VALUES (?, ?, ?)",
-            [(key, generation, row) for key, row in self._leaving.items()],
-        )
-        # What a kept checkpoint asks for is the newest row of its generation or before; older ones go.
-        self._database.executemany(
-            "DELETE FROM keys WHERE key = ?1 AND generation < "
-            "(SELECT max(generation) FROM keys WHERE key = ?1 AND generation <= ?2)",
-            [(key, kept) for key in self._leaving],
-        )
+        with self._errors():
+            self._database.executemany(
+                "INSERT OR REPLACE INTO keys VALUES (?, ?, ?)",
+                [(key, generation, row) for key, row in self._leaving.items()],
+            )
+            # What a kept checkpoint asks for is the newest row of its generation or before; older ones go.
+            self._database.executemany(
+                "DELETE FROM keys WHERE key = ?1 AND generation < "
+                "(SELECT max(generation) FROM keys WHERE key = ?1 AND generation <= ?2)",
+                [(key, kept) for key in self._leaving],
+            )
         self._leaving.clear()
         self._stored = True
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Name the file where SQLite fails; after a failed write nothing since the last commit is sure."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise KeyFileError(
+                f"{self.path or 'the temporary file of keys'} cannot be used: {error}."
+            ) from None
 
     def _holds_rows(self) -> bool:
         return self._database.execute("SELECT 1 FROM keys LIMIT 1").fetchone() is not None
@@ -209,7 +234,16 @@ def _open(path: Path | None, read_only: bool) -> sqlite3.Connection:
     if path is not None and read_only:
         if not path.is_file():
             return _open(None, False)
-        return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
+        database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
+        try:
+            database.execute("SELECT 1 FROM keys LIMIT 1")
+        except sqlite3.OperationalError:  # beside a file in use SQLite writes, and here it may not
+            log = path.with_name(f"{path.name}-wal")
+            if log.is_file() and log.stat().st_size:
+                raise
+            still = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
+            database = sqlite3.connect(still, uri=True, check_same_thread=False)
+        return database
     database = sqlite3.connect("" if path is None else path, check_same_thread=False)
     database.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
     if path is not None:

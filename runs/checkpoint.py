@@ -57,14 +57,16 @@ class Checkpoint:
     meta: dict[str, Any]
 
 
-def check_finite(state: dict[str, Tensor]) -> None:
+def check_finite(
+    state: dict[str, Tensor], remedy: str = "try a smaller step_size or intended_change"
+) -> None:
     """Raise DivergedError if the state holds NaN or an infinity: such a state is never written."""
     for name, tensor in state.items():
         # A finite sum has finite terms, and takes a fourth of the time.
         if not math.isfinite(tensor.sum().item()) and not torch.isfinite(tensor).all():
             raise DivergedError(
                 f"the learner has diverged: {name!r} is not finite. The last good checkpoint was kept; "
-                "try a smaller step_size or intended_change."
+                f"{remedy}."
             )
 
 
@@ -136,6 +138,11 @@ class Checkpoints:
             return cls(LocalStorage(config.directory / "checkpoints"), config.keep_checkpoints)
         storage = open_storage(config.storage or config.directory / "checkpoints")
         return cls(storage, config.keep_checkpoints, config.keep_every)
+
+    def mend(self) -> None:
+        """Put right what a killed process left half done; for the process that has the run's lock."""
+        if isinstance(self.storage, LocalStorage):
+            self.storage.mend()
 
     def save(self, step: int, state: dict[str, Tensor], meta: dict[str, Any]) -> str:
         """Write the checkpoint of this step, then remove what is not kept. Returns its name."""

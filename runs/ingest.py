@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -70,13 +71,16 @@ def ingest(
     """
     config = config.resolved()
     directory = config.directory
-    if is_ingest(directory):
-        _check_same(load_ingest(directory), config)
-    elif directory.exists() and not is_unused(directory):
+    if directory.exists() and not is_ingest(directory) and not is_unused(directory):
         raise UsageError(f"{directory} already exists and holds no run on events; give another --out.")
     directory.mkdir(parents=True, exist_ok=True)
     with locked(directory):
-        return _run(config, directory, display, stop, on_start)
+        checkpoints = Checkpoints.of(config)
+        checkpoints.mend()
+        checkpoint = checkpoints.latest() if checkpoints.names() else None
+        if checkpoint is not None:  # without one, it is as if the run had not begun
+            _check_same(load_ingest(directory), config)
+        return _run(config, checkpoints, checkpoint, display, stop, on_start)
 
 
 def _check_same(saved: IngestConfig[Any], given: IngestConfig[Any]) -> None:
@@ -100,15 +104,14 @@ def resume_ingest(directory: Path, **options: Any) -> IngestResult:
 
 def _run(
     config: IngestConfig[Any],
-    directory: Path,
+    checkpoints: Checkpoints,
+    checkpoint: Checkpoint | None,
     new_display: Callable[..., Any],
     stop: StopRequest | None,
     on_start: Callable[[LiveRun], None] | None,
 ) -> IngestResult:
-    checkpoints = Checkpoints.of(config)
-    checkpoint = checkpoints.latest() if checkpoints.names() else None
+    directory = config.directory
     with ExitStack() as stack:
-        # Sources first: what is wrong with them is said before anything is written.
         sources = []
         for url in config.sources:
             source = open_source(
@@ -145,9 +148,12 @@ def _run(
         generations: dict[int, int] = {}  # of the keys' file, by the step of the checkpoint that needs it
         if checkpoint is not None:
             model.load_state_dict(checkpoint.state)
-            stream.seek(checkpoint.meta["position"])
+            position = checkpoint.meta["position"]
+            stream.seek(position)
             recorder.resume(checkpoint.meta["recorder"])
             notes.append(f"goes on after {recorder.step:,} events")
+            if "stdin" in position["partitions"]:
+                warnings.warn("what is piped now is taken for what follows what was learned.", stacklevel=2)
         saver = Saver(
             checkpoints,
             recorder,
@@ -170,7 +176,7 @@ def _run(
             with run.lock:
                 generation = model.keys.generation
                 state = model.state_dict()
-                check_finite(state)
+                check_finite(state, "please report the settings and what came last")
                 position = {**stream.position, "keys_generation": generation}
             meta = {**describe(model), "position": position, "recorder": recorder.state()}
             saver.save(state, meta, last=last)

@@ -49,7 +49,7 @@ class IngestConfig(Generic[Settings]):
     idle_seconds: float = 5.0
     """A partition without news for so long does not hold up the others; inf waits for it."""
     max_dead_letters: int | None = None
-    """End the run after so many refused records. Unset: never."""
+    """End the run when more records than this were refused; it can go on. Unset: never."""
     dead_letters: str | None = None
     """Send refused records to kafka://BROKER/TOPIC, too; they are always in dead_letters.jsonl."""
     checkpoint_seconds: float = 30.0

@@ -105,6 +105,7 @@ def resume(
     config = load_config(directory)
     with locked(directory):
         checkpoints = Checkpoints.of(config)
+        checkpoints.mend()
         checkpoint = checkpoints.latest() if checkpoints.names() else None
         step = checkpoint.meta["step"] if checkpoint else 0
         config = dataclasses.replace(

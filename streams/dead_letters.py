@@ -7,7 +7,8 @@ import os
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,8 @@ class DeadLetterLog:
         if self._file is not None or self.also is not None:
             line = json.dumps({**letter, "record": _text(record)}).encode() + b"\n"
             if self._file is not None:
-                self._file.write(line)
+                with self._named_errors():
+                    self._file.write(line)
             if self.also is not None:
                 self.also(line)
         if self.limit is not None and self.total > self.limit:
@@ -83,8 +85,9 @@ class DeadLetterLog:
         """Return how long the file is, all of it safely on disk, and the counts."""
         length = 0
         if self._file is not None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            with self._named_errors():
+                self._file.flush()
+                os.fsync(self._file.fileno())
             length = self._file.tell()
         return {"bytes": length, "counts": dict(self.counts)}
 
@@ -101,6 +104,13 @@ class DeadLetterLog:
         else:
             self._file.truncate(position["bytes"])
             self._file.seek(0, os.SEEK_END)
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:  # whose text has no name where it comes from a write
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
 
     def close(self) -> None:
         """Close the file."""

@@ -258,6 +258,8 @@ class _Decoder(ABC):
                 continue
             if isinstance(value, str):
                 size += len(value)
+            elif not isinstance(value, int | float):
+                value = _as_json(value)
             kept[name] = value
         if size > self.fields.max_bytes:
             raise _NoEventError(OVERSIZE, f"the features have more than {self.fields.max_bytes:,} characters")
@@ -545,10 +547,23 @@ def _decoded(value: bytes) -> str:
         raise _NoEventError(MALFORMED, f"is not UTF-8 from byte {error.start} on") from None
 
 
+def _as_json(value: Any) -> Any:
+    """Return a value of a table or a JSON object as what JSON can hold: positions hold features, too."""
+    if isinstance(value, Mapping):
+        return {str(name): _as_json(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(part) for part in value]
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return float(value)
+    return value if value is None or isinstance(value, str | int | float) else str(value)
+
+
 def _encodable(kept: dict[str, Any] | None) -> None:
     """Raise _NoEventError for features that no log or store could write down."""
     try:
-        json.dumps(kept, ensure_ascii=False, default=str).encode()
+        json.dumps(kept, ensure_ascii=False).encode()
     except (ValueError, TypeError, RecursionError):
         raise _NoEventError(
             BAD_VALUE, "hold half a surrogate pair, or what cannot be written as JSON"

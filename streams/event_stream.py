@@ -57,8 +57,9 @@ NOTHING = EventBatch([], [], [], [], [], None, [])
 class _Partition:
     """How far one partition has come: every value follows from its own records alone."""
 
+    label: str  # its name, and with several sources which of them
+    source: int
     name: str
-    source: int  # which of the sources
     records: int = 0  # polled so far
     next_position: Any = None
     newest: float = _NEVER  # event time
@@ -69,7 +70,7 @@ class _Partition:
 
     def order(self) -> tuple[float, str]:
         """The first place in the common order that its further events can take."""
-        return self.watermark, self.name
+        return self.watermark, self.label
 
 
 class EventStream:
@@ -142,8 +143,8 @@ class EventStream:
         """Yield the events that each poll made ready, in order."""
         while self.most is None or self.released < self.most:
             polled = self._poll()
-            for records in polled:
-                if (batch := self._take(records)) is not None:
+            for partition, records in polled:
+                if (batch := self._take(partition, records)) is not None:
                     yield from self._hand_out(batch)
             ready = self._release()
             if ready is not None:
@@ -169,35 +170,45 @@ class EventStream:
         elif seconds < _TURN_SECONDS / 4.0:
             self._limit = min(2 * self._limit, self.poll_limit)
 
-    def _poll(self) -> list[Records]:
+    def _poll(self) -> list[tuple[_Partition, Records]]:
         """Return what came in, waiting for a moment if there is nothing."""
         started = self._clock()
-        held = {p.name for p in self._partitions.values() if self._holds_back(p)}
-        polled: list[Records] = []
-        for source in self.sources:
-            polled += source.poll(self._limit, 0.0 if len(self.sources) > 1 else _WAIT_SECONDS, held)
-        if not polled and len(self.sources) > 1:
-            for source in self.sources:
-                polled += source.poll(self._limit, _WAIT_SECONDS / len(self.sources), held)
+        held: list[set[str]] = [set() for _ in self.sources]
+        for partition in self._partitions.values():
+            if self._holds_back(partition):
+                held[partition.source].add(partition.name)
+        polled: list[tuple[int, Records]] = []
+        several = len(self.sources) > 1
+        for wait in (0.0, _WAIT_SECONDS / len(self.sources)) if several else (_WAIT_SECONDS,):
+            for i, source in enumerate(self.sources):
+                polled += ((i, records) for records in source.poll(self._limit, wait, held[i]))
+            if polled:
+                break
         for i, source in enumerate(self.sources):
             for name in source.partitions:
-                if name not in self._partitions:
-                    self._partitions[name] = _Partition(name, i)
+                label = self._label(i, name)
+                if label not in self._partitions:
+                    self._partitions[label] = _Partition(label, i, name)
         self.poll_seconds += self._clock() - started
-        return polled
+        return [(self._partitions[self._label(i, records.partition)], records) for i, records in polled]
+
+    def _label(self, source: int, name: str) -> str:
+        """What a partition is called here: two sources may have partitions of one name."""
+        return f"{source}:{name}" if len(self.sources) > 1 else name
 
     def _holds_back(self, partition: _Partition) -> bool:
         if self.until_end and partition.ended_at is not None:
             return True
-        return partition.waiting >= self.buffer and len(self._partitions) > 1
+        # Those after its own watermark wait for its own late ones, and are few by themselves.
+        waiting_for_others = partition.waiting - len(partition.ahead)
+        return waiting_for_others >= self.buffer and len(self._partitions) > 1
 
-    def _take(self, records: Records) -> EventBatch | None:
+    def _take(self, partition: _Partition, records: Records) -> EventBatch | None:
         """Put the events of one partition where they wait; return them at once if nothing can come before."""
         started = self._clock()
-        partition = self._partitions[records.partition]
         decoded = self.sources[partition.source].decode(records)
         for index, reason, detail in decoded.refused:
-            self._refuse(records, index, reason, detail)
+            self._refuse(partition, records, index, reason, detail)
         self.decode_seconds += self._clock() - started
         self.records += len(records.values)
         first = partition.records
@@ -209,12 +220,12 @@ class EventStream:
             return None
         at_once = len(self._partitions) == 1 and not self._pending and self.lateness == 0.0
         count = len(decoded.times)
-        names = [partition.name] * count
+        names = [partition.label] * count
         numbers = [first + index for index in decoded.which]
         _, times, types, keys, features, _ = decoded
         polled_at = [records.polled_at] * count
         if at_once:
-            self._last = (times[-1], partition.name)
+            self._last = (times[-1], partition.label)
             return EventBatch(times, names, numbers, types, keys, features, polled_at)
         features = features or [None] * count
         self._pending += zip(times, names, numbers, types, keys, features, polled_at, strict=True)
@@ -246,7 +257,7 @@ class EventStream:
         if not faults:
             return decoded
         for i in sorted(faults):
-            self._refuse(records, decoded.which[i], *faults[i])
+            self._refuse(partition, records, decoded.which[i], *faults[i])
         kept = [i for i in range(len(times)) if i not in faults]
         return Decoded(
             [decoded.which[i] for i in kept],
@@ -269,7 +280,7 @@ class EventStream:
                 times = np.where(sound, times, _NEVER)
             newest = np.maximum.accumulate(np.append(partition.newest, times))
             late = times < newest[:-1]
-            if partition.name < last_name:
+            if partition.label < last_name:
                 late |= times <= last_time
             else:
                 late |= times < last_time
@@ -284,7 +295,7 @@ class EventStream:
         for i, event_time in enumerate(times.tolist()):
             if i in faults:
                 continue
-            if event_time < partition.watermark or (event_time, partition.name) < self._last:
+            if event_time < partition.watermark or (event_time, partition.label) < self._last:
                 behind = max(partition.newest, last_time) - event_time
                 faults[i] = LATE, f"it is {behind:,.3f} s behind, and lateness is {self.lateness:g} s"
                 continue
@@ -296,10 +307,9 @@ class EventStream:
             if len(ahead) > self.buffer:
                 partition.watermark = heapq.heappop(ahead)
 
-    def _refuse(self, records: Records, index: int, reason: str, detail: str) -> None:
-        self.dead_letters.add(
-            reason, detail, records.partition, records.positions[index], records.values[index]
-        )
+    def _refuse(self, partition: _Partition, records: Records, which: int, reason: str, detail: str) -> None:
+        position, value = records.positions[which], records.values[which]
+        self.dead_letters.add(reason, detail, partition.label, position, value)
 
     def _release(self) -> EventBatch | None:
         """Return the waiting events that no partition can come before any more."""
@@ -360,8 +370,9 @@ class EventStream:
             last = (batch.times[taken - 1], batch.partitions[taken - 1])
         return {
             "partitions": {
-                p.name: {
+                p.label: {
                     "source": p.source,
+                    "name": p.name,
                     "next": p.next_position,
                     "records": p.records,
                     "newest": _finite(p.newest),
@@ -385,15 +396,16 @@ class EventStream:
             if positions := _positions(position, i):
                 source.seek(positions)
         self._partitions = {
-            name: _Partition(
-                name,
+            label: _Partition(
+                label,
                 state["source"],
+                state["name"],
                 records=state["records"],
                 next_position=state["next"],
                 newest=_number(state["newest"]),
                 watermark=_number(state["watermark"]),
             )
-            for name, state in position["partitions"].items()
+            for label, state in position["partitions"].items()
         }
         now = self._clock()
         self._pending = [(*event, now) for event in position["pending"]]
@@ -421,8 +433,8 @@ class EventStream:
 
 def _positions(position: Position, source: int) -> dict[str, Any]:
     return {
-        name: state["next"]
-        for name, state in position["partitions"].items()
+        state["name"]: state["next"]
+        for state in position["partitions"].values()
         if state["source"] == source and state["next"] is not None
     }
 

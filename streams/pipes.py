@@ -54,6 +54,8 @@ class StdinSource:
         self.finished = False
         self._fields, self._delimiter = fields, delimiter
         self._decoder: CsvDecoder | JsonDecoder | None = None if format == "csv" else JsonDecoder(fields)
+        if stream is None and sys.stdin is None:
+            raise UsageError("there is no standard input to read events from; pipe them in.")
         self._stream = stream if stream is not None else sys.stdin.buffer
         try:
             self._descriptor: int | None = self._stream.fileno()

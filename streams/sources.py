@@ -91,7 +91,8 @@ def resolved_url(url: str) -> str:
         )
     if scheme != "file":
         return url
-    return url.replace(rest, os.path.abspath(os.path.expanduser(rest)), 1)
+    after = url[url.index(rest, len("file:")) + len(rest) :]
+    return f"file:{os.path.abspath(os.path.expanduser(rest))}{after}"
 
 
 def _kafka(url: str, rest: str, fields: Fields, taken: _Query, *, until_end: bool, group: str) -> Source:
@@ -182,6 +183,8 @@ def _parts(url: str) -> tuple[str, str, dict[str, str]]:
     rest = pieces[0].rstrip("?") if len(pieces) == 1 and scheme != "file" else pieces[0]
     if scheme == "file":
         rest = rest.removeprefix("//")
+        if not rest:
+            raise UsageError(f"{url} names no file; write file:PATH.")
     return scheme, rest, query
 
 

@@ -9,6 +9,7 @@ import io
 import os
 import re
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -56,6 +57,10 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except (NonFiniteSampleError, DivergedError, DeadLetterLimitError, OSError) as error:
         _fail(1, f"streamwise {name}: {error}")
     except KeyboardInterrupt:
+        if any(thread.name == "checkpoints" for thread in threading.enumerate()):
+            # At once, like a kill: a thread that is still writing must not outlive the interpreter.
+            print(f"streamwise {name}: interrupted.", file=sys.stderr, flush=True)
+            os._exit(130)
         _fail(130, f"streamwise {name}: interrupted.")
     sys.exit(code)
 
@@ -236,23 +241,30 @@ def _predict(argv: list[str]) -> int:
     if arguments.json:
         import json
 
-        print(json.dumps(dataclasses.asdict(prediction)))
+        print(json.dumps(dataclasses.asdict(prediction), allow_nan=False))
         return 0
     p = prediction
-    print(f"key {p.key}: {p.events:,} events, the last {p.now - p.last_time:,.1f} s ago ({p.last_type})")
+    about = f"{p.events:,} events, the last {p.now - p.last_time:,.1f} s ago ({_printable(p.last_type)})"
+    print(f"key {_printable(p.key)}: {about}")
     if p.mean_wait is None:
         print("no further event is expected")
     else:
-        median = "unknown" if p.median_wait is None else f"{p.median_wait:,.1f} s"
-        low, high = p.intervals["90%"]
-        print(f"next event: in {median} (median), between {low:,.1f} and {high:,.1f} s (90%)")
+        median, low, high = (
+            "unknown" if wait is None else f"{wait:,.1f} s" for wait in (p.median_wait, *p.intervals["90%"])
+        )
+        print(f"next event: in {median} (median), between {low} and {high} (90%)")
     if p.probability is not None:
         print(f"within {p.horizon:,.0f} s: {100 * p.probability:.1f}%")
     ranked = sorted(p.types.items(), key=lambda item: -item[1])
     for name, share in ranked[: arguments.top]:
-        print(f"  {100 * share:5.1f}%  {name}")
+        print(f"  {100 * share:5.1f}%  {_printable(name)}")
     print(f"checkpoint after {checkpoint.meta['step']:,} events")
     return 0
+
+
+def _printable(text: str) -> str:
+    """Return text of a log as a terminal may see it."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ struct Poisson {
 };
 
 struct Hawkes {
-  struct Key : KeyClock {};  // followed by float pulses [scales, capacity]
+  struct Key : KeyClock {};  // followed by double pulses [scales, capacity]
   Vocabulary types;
   int64_t scales, offsets;
   const double *decay_rates;     // [scales], 1 / seconds
@@ -101,20 +101,26 @@ struct Hawkes {
   double* pulse_exposure;        // [scales, capacity (source)]: how much of the pulses has passed
   double* progress;              // [3]: base exposure in seconds, weight of the next event, events learned
   double forgetting, memory, warm_up;
+  // What is imagined of every base rate and pair of types, always worth as much as so many of the newest events:
+  // the past fades, and nothing that has not happened for long becomes impossible.
+  double prior_base, prior_seconds, prior_children, prior_pulses;
   std::vector<double> intensity, source;  // [capacity], [scales, capacity]
 
-  int64_t key_bytes() const { return sizeof(Key) + scales * types.capacity * int64_t(sizeof(float)); }
+  int64_t key_bytes() const { return sizeof(Key) + scales * types.capacity * int64_t(sizeof(double)); }
 
   Scores learn(std::byte* state, double time, int64_t type) {
     Key& key = *reinterpret_cast<Key*>(state);
-    float* pulses = reinterpret_cast<float*>(state + sizeof(Key));
+    double* pulses = reinterpret_cast<double*>(state + sizeof(Key));
     const int64_t capacity = types.capacity, seen = int64_t(*types.seen), classes = types.classes();
     double &base_exposure = progress[0], &weight = progress[1], &events = progress[2];
     const bool first = key.events == 0.0;
     const double gap = first ? 0.0 : time - key.last_time;
 
+    const double imagined = weight * prior_children, imagined_pulses = weight * prior_pulses;
+    const double imagined_base = weight * prior_base, seconds = base_exposure + weight * prior_seconds;
     double base_total = 0.0;
-    for (int64_t k = 0; k < classes; ++k) base_total += intensity[size_t(k)] = base_sum[k] / base_exposure;
+    for (int64_t k = 0; k < classes; ++k)
+      base_total += intensity[size_t(k)] = (base_sum[k] + imagined_base) / seconds;
     const double base = intensity[size_t(type)];
     double compensator = base_total * gap, decays[MAX_SCALES], passed[MAX_SCALES];
     for (int64_t m = 0; m < scales; ++m) {
@@ -122,13 +128,13 @@ struct Hawkes {
       passed[m] = -std::expm1(-decay_rates[m] * gap);
       for (int64_t j = 0; j < seen; ++j) {
         const int64_t mj = m * capacity + j;
-        const double before = double(pulses[mj]);
+        const double before = pulses[mj];
         if (before == 0.0) continue;
-        const double per_child = before / pulse_exposure[mj];
-        compensator += child_total[mj] * per_child * passed[m];
+        const double per_child = before / (pulse_exposure[mj] + imagined_pulses);
+        compensator += (child_total[mj] + imagined * double(classes)) * per_child * passed[m];
         const double rate = source[size_t(mj)] = per_child * decay * decay_rates[m];
         const double* children = child_sum + mj * capacity;
-        for (int64_t k = 0; k < classes; ++k) intensity[size_t(k)] += rate * children[k];
+        for (int64_t k = 0; k < classes; ++k) intensity[size_t(k)] += rate * (children[k] + imagined);
       }
     }
     double total = 0.0;
@@ -138,7 +144,7 @@ struct Hawkes {
     Scores s;
     s.type_log_probability = std::log(own / total);
     s.predicted_type = double(argmax(intensity, classes));
-    s.predicted_gap = mean_gap(pulses, base_total, seen);
+    s.predicted_gap = mean_gap(pulses, base_total, seen, imagined * double(classes), imagined_pulses);
     s.gap = first ? NAN : gap;
     s.compensator = first ? NAN : compensator;
     s.time_log_density = first ? NAN : std::log(total) - compensator;
@@ -151,17 +157,17 @@ struct Hawkes {
     for (int64_t m = 0; m < scales; ++m) {
       for (int64_t j = 0; j < seen; ++j) {
         const int64_t mj = m * capacity + j;
-        const double before = double(pulses[mj]);
+        const double before = pulses[mj];
         if (before == 0.0) continue;
         double& children = child_sum[mj * capacity + type];
-        const double share = weight * source[size_t(mj)] * children / own;
+        const double share = weight * source[size_t(mj)] * (children + imagined) / own;
         children += share;
         child_total[mj] += share;
         pulse_exposure[mj] += weight * before * passed[m];
         const double left = before * decays[m];
-        pulses[mj] = left < FORGOTTEN ? 0.0f : float(left);
+        pulses[mj] = left < FORGOTTEN ? 0.0 : left;
       }
-      pulses[m * capacity + type] += 1.0f;
+      pulses[m * capacity + type] += 1.0;
     }
     events += 1.0;
     weight *= 1.0 + 1.0 / std::min(warm_up + events / forgetting, memory);
@@ -172,13 +178,14 @@ struct Hawkes {
   }
 
   // The integral of the survival function, exact where the compensator is linear between two offsets.
-  double mean_gap(const float* pulses, double base_total, int64_t seen) {
+  double mean_gap(const double* pulses, double base_total, int64_t seen, double imagined, double imagined_pulses) {
     double amounts[MAX_SCALES];
     for (int64_t m = 0; m < scales; ++m) {
       amounts[m] = 0.0;
       for (int64_t j = 0; j < seen; ++j) {
         const int64_t mj = m * types.capacity + j;
-        if (pulses[mj] != 0.0f) amounts[m] += child_total[mj] * double(pulses[mj]) / pulse_exposure[mj];
+        if (pulses[mj] != 0.0)
+          amounts[m] += (child_total[mj] + imagined) * pulses[mj] / (pulse_exposure[mj] + imagined_pulses);
       }
     }
     double mean = 0.0, at = 0.0, charged = 0.0, survival = 1.0;

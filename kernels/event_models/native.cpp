@@ -94,6 +94,10 @@ void open(Hawkes& model, State& state) {
   model.forgetting = state.number("forgetting");
   model.memory = state.number("memory");
   model.warm_up = state.number("warm_up");
+  model.prior_base = state.number("prior_base");
+  model.prior_seconds = state.number("prior_seconds");
+  model.prior_children = state.number("prior_children");
+  model.prior_pulses = state.number("prior_pulses");
   model.intensity.resize(size_t(capacity));
   model.source.resize(size_t(model.scales * capacity));
 }

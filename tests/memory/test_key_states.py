@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from streamwise.memory.key_states import KeyStates
+from streamwise.memory.key_states import KeyFileError, KeyStates
 
 ROW = np.dtype([("events", "f8"), ("pulses", "f4", (3,))])
 NAMES = st.sampled_from([f"key {i}" for i in range(9)] + ["", "ключ", "a'b\"; DROP TABLE keys", "\x00"])
@@ -116,3 +116,36 @@ def test_without_a_file_the_state_holds_every_key():
 def test_more_keys_at_once_than_fit_are_refused():
     with pytest.raises(ValueError, match="3 keys at once"):
         KeyStates(ROW, 2).slots(["a", "b", "c"])
+
+
+def test_a_missing_file_is_noticed_if_keys_were_in_it(tmp_path):
+    states = KeyStates(ROW, 2, tmp_path / "keys.sqlite")
+    put(states, ["a", "b"], [1.0, 2.0])
+    nothing_away = states.state_dict()
+    put(states, ["c"], [3.0])
+    one_away = states.state_dict()
+    states.close()
+    for file in tmp_path.iterdir():
+        file.unlink()
+    KeyStates(ROW, 2, tmp_path / "keys.sqlite").load_state_dict(nothing_away)
+    (tmp_path / "keys.sqlite").unlink()
+    with pytest.raises(KeyFileError, match=r"keys\.sqlite is missing or empty, and the states of 1 keys"):
+        KeyStates(ROW, 2, tmp_path / "keys.sqlite").load_state_dict(one_away)
+
+
+def test_a_damaged_file_is_named_in_a_line(tmp_path):
+    path = tmp_path / "keys.sqlite"
+    states = KeyStates(ROW, 2, path)
+    for i in range(500):
+        put(states, [f"key {i}"], [float(i + 1)])
+    state = states.state_dict()
+    states.close()
+    path.write_bytes(path.read_bytes()[:4096] + b"\xff" * 20_000)
+
+    def use():
+        damaged = KeyStates(ROW, 2, path)
+        damaged.load_state_dict(state)
+        return [damaged.find(f"key {i}") for i in range(500)]
+
+    with pytest.raises(KeyFileError, match=r"keys\.sqlite cannot be used"):
+        use()

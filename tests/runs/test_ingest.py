@@ -163,6 +163,50 @@ def test_a_mistake_in_a_source_leaves_the_directory_free(tmp_path, source):
         ingest(config(source, tmp_path / "other"), display=quiet)
 
 
+def test_a_wrong_column_does_not_spoil_the_directory(tmp_path, source):
+    with pytest.raises(UsageError, match="no column 'usr'"):
+        ingest(config(f"{source}?key=usr", tmp_path / "run"), display=quiet)
+    assert ingest(config(f"{source}?key=key", tmp_path / "run"), display=quiet).events == 3_000
+
+
+def test_a_run_without_its_file_of_keys_is_refused(tmp_path, source, capsys):
+    ingest(config(source, tmp_path / "run", events=2_500), display=quiet)
+    for file in (tmp_path / "run").glob("keys.sqlite*"):
+        file.unlink()
+    for command in (["resume", str(tmp_path / "run")], ["predict", str(tmp_path / "run"), "--key", "user 1"]):
+        with pytest.raises(SystemExit) as stop:
+            main(command)
+        assert stop.value.code == 1
+        assert "keys.sqlite is missing or empty" in capsys.readouterr().err
+
+
+def test_a_checkpoint_whose_replacement_was_interrupted_is_used(tmp_path, source):
+    ingest(config(source, tmp_path / "run", events=100, keep_checkpoints=1), display=quiet)
+    (whole,) = (tmp_path / "run" / "checkpoints").iterdir()
+    whole.rename(whole.with_name(f".{whole.name}.replaced"))
+    result = ingest(config(source, tmp_path / "run"), display=quiet)
+    ingest(config(source, tmp_path / "whole"), display=quiet)
+    assert result.events == 3_000
+    assert_same(tmp_path / "whole", tmp_path / "run")
+
+
+def test_features_that_json_does_not_know_do_not_stop_checkpoints(tmp_path):
+    import datetime
+
+    import pyarrow as pa
+
+    times = [
+        datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC) + datetime.timedelta(minutes=i) for i in range(200)
+    ]
+    table = pa.table({"time": times, "type": ["a"] * 200, "key": ["k"] * 200, "when": times})
+    pq.write_table(table, tmp_path / "log.parquet")
+    given = config(
+        f"file:{tmp_path / 'log.parquet'}?features=when", tmp_path / "run", lateness=1e4, events=100
+    )
+    assert ingest(given, display=quiet).events == 100
+    assert len(Checkpoints.of(tmp_path / "run").latest().meta["position"]["pending"]) > 0
+
+
 def test_too_many_refused_records_end_the_run_which_can_go_on(tmp_path):
     path = write_log(tmp_path / "log.csv", count=2_000)
     with path.open("a") as file:

@@ -453,3 +453,14 @@ def test_a_table_without_the_default_names_is_looked_through_for_usual_ones():
     assert decoder.decode(lines).keys == ["ann", "bob"]
     with pytest.raises(UsageError, match="there is no column 'key'"):
         CsvDecoder(Fields(), ["ts", "type", "customer"])
+
+
+def test_features_are_what_json_can_hold():
+    row = {
+        "time": 7, "type": "a", "key": "k", "at": datetime(2024, 1, 2, 3, tzinfo=UTC), "on": date(2024, 1, 2),
+        "price": Decimal("1.5"), "blob": b"text", "list": [date(2024, 1, 2), {"x": Decimal("2")}],
+    }  # fmt: skip
+    decoded = RowDecoder(Fields(features=("at", "on", "price", "blob", "list"))).decode([row])
+    assert decoded.features == json.loads(json.dumps(decoded.features))
+    assert decoded.features[0]["at"] == "2024-01-02T03:00:00+00:00"
+    assert decoded.features[0]["list"] == ["2024-01-02", {"x": 2.0}]

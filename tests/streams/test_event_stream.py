@@ -212,6 +212,35 @@ def test_events_of_several_sources_are_merged_by_time():
     assert (one.committed, two.committed) == ({"one": 10}, {"two": 10})
 
 
+@given(count=st.integers(60, 200), lateness=st.sampled_from([30.0, 1e6]), script=scripts)
+@settings(deadline=None, max_examples=30)
+def test_dense_events_of_several_partitions_do_not_wait_for_ever(count, lateness, script):
+    """More events than the buffer holds lie within the lateness of each other, in each of two partitions."""
+    log = {f"p/{i}": [(t + i / 2.0, "a", "k") for t in range(count)] for i in range(2)}
+    stream = EventStream([ListSource(log, script)], lateness=lateness, buffer=10, poll_limit=7)
+    for turn, _ in enumerate(stream.batches()):
+        assert turn < 20 * count
+    assert stream.released == 2 * count
+
+
+def test_partitions_of_one_name_in_two_sources_are_two():
+    logs = [{"p/0": [(float(t), kind, "k") for t in range(20)]} for kind in "ab"]
+    sources = [ListSource(log, [(0, 4)]) for log in logs]
+    stream, found = EventStream(sources, poll_limit=4, idle_seconds=1e9), []
+    for event in stream:
+        found.append(event[:2])
+        if len(found) == 13:
+            position = json.loads(json.dumps(stream.position))
+            break
+    sources = [ListSource(log, [(0, 4)]) for log in logs]
+    stream = EventStream(sources, poll_limit=4, idle_seconds=1e9)
+    stream.seek(position)
+    found += [event[:2] for event in stream]
+    assert found == [(float(t), kind) for t in range(20) for kind in "ab"]
+    stream.commit(stream.position)
+    assert [source.committed for source in sources] == [{"p/0": 20}, {"p/0": 20}]
+
+
 def test_an_event_ahead_of_the_clock_is_refused_and_makes_no_other_late():
     log = {"p": [(100.0, "a", "k"), (5e9, "a", "k"), (101.0, "a", "k")]}
     stream = EventStream([ListSource(log)], now=lambda: 1000.0)

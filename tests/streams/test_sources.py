@@ -48,6 +48,7 @@ def test_other_schemes_open_their_sources():
     ("url", "said"),
     [
         ("events.csv", r"no source of events\. Write file:PATH"),
+        ("file:", r"file: names no file"),
         ("kafak://b/t", r"Did you mean kafka:\?"),
         ("file:x.csv?tiem=ts", r"unknown parameter 'tiem'\. Did you mean 'time'\?"),
         ("file:x.csv?unit=hours", r"'hours' is no unit of time"),
@@ -93,6 +94,8 @@ def test_a_url_means_the_same_from_any_folder(tmp_path, monkeypatch):
     assert resolved_url("file:a/../b.csv?unit=ms") == f"file:{tmp_path}/b.csv?unit=ms"
     kafka = resolved_url("kafka://b:1/t?config=secret%20ones.properties&start=latest&schema=/s.json")
     assert kafka == f"kafka://b:1/t?config={tmp_path}/secret%20ones.properties&start=latest&schema=/s.json"
+    for name in ("f", "file", "ile:f"):  # which are in the scheme, too
+        assert resolved_url(f"file:{name}?format=csv") == f"file:{tmp_path}/{name}?format=csv"
     for url in ("synthetic:hawkes?events=3", "redis://h/s", "stdin:"):
         assert resolved_url(url) == url
     with pytest.raises(UsageError):
