@@ -141,11 +141,13 @@ class EventStream:
 
     def batches(self) -> Iterator[EventBatch]:
         """Yield the events that each poll made ready, in order."""
-        while self.most is None or self.released < self.most:
+        while not self._enough:
             polled = self._poll()
             for partition, records in polled:
                 if (batch := self._take(partition, records)) is not None:
                     yield from self._hand_out(batch)
+                    if self._enough:
+                        return
             ready = self._release()
             if ready is not None:
                 yield from self._hand_out(ready)
@@ -153,6 +155,10 @@ class EventStream:
                 if all(source.finished for source in self.sources):
                     return
                 yield NOTHING
+
+    @property
+    def _enough(self) -> bool:
+        return self.most is not None and self.released >= self.most
 
     def _hand_out(self, batch: EventBatch) -> Iterator[EventBatch]:
         room = batch.size if self.most is None else min(batch.size, max(self.most - self.released, 0))

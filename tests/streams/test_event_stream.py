@@ -184,6 +184,21 @@ def test_too_many_events_within_the_lateness_raise_the_watermark():
         assert stream.dead_letters.counts == {LATE: 1}
 
 
+@pytest.mark.parametrize("most", [1, 3, 4, 5, 9, 10])
+def test_no_more_than_so_many_events_come_out_and_the_rest_comes_later(most):
+    class TwoAtOnce(ListSource):
+        def poll(self, limit, timeout, paused):
+            return super().poll(limit, timeout, paused) + super().poll(limit, timeout, paused)
+
+    log = {"p": [(float(t), "a", "k") for t in range(10)]}
+    stream = EventStream([TwoAtOnce(log, [(0, 4)])], most=most)
+    first = [time for batch in stream.batches() for time in batch.times]
+    assert len(first) == most
+    rest = EventStream([TwoAtOnce(log, [(0, 4)])])
+    rest.seek(json.loads(json.dumps(stream.position)))
+    assert first + [event.time for event in rest] == [float(t) for t in range(10)]
+
+
 def test_an_idle_partition_does_not_hold_up_the_others():
     now = 0.0
     log = {"p/0": [(float(t), "a", "k") for t in range(5)], "p/1": []}
