@@ -1,10 +1,10 @@
 """Events counted: what usually comes after what, and after how long.
 
 Types: four experts give every type a probability: how often it came at all, after the last type, after the
-last two types, and to this key. Gaps: three do, for bins of the logarithm of the gap: overall, after the last
-type, and to this key. Each leans on a simpler one where it has counted little. Each family is a Bayesian
-mixture: weights follow which expert has been right, and a little of them is shared so that a change can be
-followed.
+last two types, and to this key. Gaps: four do, for bins of the logarithm of the gap: overall, after the last
+type, after a gap of about the last one's length, and to this key. Each leans on a simpler one where it has
+counted little. Each family is a Bayesian mixture: weights follow which expert has been right, and a little of
+them is shared so that a change can be followed.
 
 Within a bin every gap is equally likely, so that the density of a gap, the compensator (minus the logarithm
 of the probability of a longer gap) and the intensity have closed forms.
@@ -29,11 +29,8 @@ from streamwise.streams import UsageError
 __all__ = ["Counts", "CountsConfig"]
 
 _BUCKETS = 8  # of a key's events: 0, 1, 2-3, 4-7, ...; each has weights of its own
-_SHORTEST, _LOG_WIDTH, _BINS = (
-    1e-3,
-    0.25,
-    112,
-)  # the first bin ends at a millisecond, the last begins at 27 years
+_SHORTEST, _LOG_WIDTH, _BINS = 1e-3, 0.25, 112  # bins from a millisecond to 27 years
+_GAP_CLASS = 4  # bins of gaps that are about as long: within a factor of e
 
 
 @dataclass(frozen=True)
@@ -88,7 +85,8 @@ class Counts(EventModel):
         super().__init__(config or CountsConfig(), **options)
 
     def _row_type(self) -> np.dtype[Any]:
-        return np.dtype([*CLOCK, ("types", "f4", self.config.types + 1), ("gaps", "f4", _BINS + 1)])
+        counts = [("types", "f4", self.config.types + 1), ("gaps", "f4", _BINS + 1)]
+        return np.dtype([*CLOCK, ("last_gap", "i8"), *counts])  # one more than its bin; 0 before there is one
 
     def _make_arrays(self) -> None:
         types = self.config.types
@@ -106,8 +104,9 @@ class Counts(EventModel):
             "after_two": np.zeros((types * types, types + 1)),
             "global_gaps": np.zeros((1, _BINS + 1)),
             "gaps_after": np.zeros((types, _BINS + 1)),
+            "gaps_like": np.zeros((1 + _BINS // _GAP_CLASS, _BINS + 1)),  # the first after no gap
             "type_weights": np.full((_BUCKETS, 4), 1.0 / 4.0),
-            "gap_weights": np.full((_BUCKETS, 3), 1.0 / 3.0),
+            "gap_weights": np.full((_BUCKETS, 4), 1.0 / 4.0),
         }
 
     def _native_spec(self) -> tuple[str, dict[str, Any]]:
@@ -141,14 +140,15 @@ class Counts(EventModel):
         return np.stack([overall, one, two, _lean(row["types"], overall, c.type_pull)])
 
     def _gap_experts(self, row: Any) -> Array:
-        """Return what each expert says of each bin, [3, bins]."""
+        """Return what each expert says of each bin, [4, bins]."""
         c = self.config
         counts = self.arrays["global_gaps"][0]
         overall = (counts[:-1] + self.gap_prior) / (counts[-1] + c.gap_prior)
         after = overall
         if row["events"] >= 1.0:
             after = _lean(self.arrays["gaps_after"][int(row["last_type"])], overall, c.gap_pull)
-        return np.stack([overall, after, _lean(row["gaps"], after, c.gap_pull)])
+        like = _lean(self.arrays["gaps_like"][_like(row)], overall, c.gap_pull)
+        return np.stack([overall, after, like, _lean(row["gaps"], like, c.gap_pull)])
 
     def _mixtures(self, row: Any) -> tuple[Array, Array]:
         """Return the probabilities of types [classes] and of bins [bins]."""
@@ -199,6 +199,7 @@ class Counts(EventModel):
             self._reweigh(a["gap_weights"][bucket], self._gap_experts(row)[:, at])
             _add(a["global_gaps"][0], at, memory)
             _add(a["gaps_after"][last], at, memory)
+            _add(a["gaps_like"][_like(row)], at, memory)
             _add(a["after_one"][last], event_type, memory)
         if row["events"] > 1.0:
             _add(a["after_two"][before * self.config.types + last], event_type, memory)
@@ -215,6 +216,7 @@ class Counts(EventModel):
         if row["events"] > 0.0:
             at = int(self._bins(np.array([time - float(row["last_time"])]))[0])
             _add(row["gaps"], at, self.config.key_memory)
+            row["last_gap"] = at + 1
 
     def _intensities(self, row: Any, gaps: Array) -> tuple[Array, Array]:
         types, bins = self._mixtures(row)
@@ -224,6 +226,12 @@ class Counts(EventModel):
 
 def _bucket(events: float) -> int:
     return min(int(events).bit_length(), _BUCKETS - 1)
+
+
+def _like(row: Any) -> int:
+    """Return the class of a key's last gap."""
+    last_gap = int(row["last_gap"])
+    return 1 + (last_gap - 1) // _GAP_CLASS if last_gap else 0
 
 
 def _lean(counts: NDArray[Any], on: Array, pull: float) -> Array:

@@ -216,7 +216,9 @@ struct Hawkes {
 };
 
 struct CountsModel {
-  struct Key : KeyClock {};  // followed by float types [capacity + 1] and gaps [bins + 1], the last of each their sum
+  struct Key : KeyClock {
+    int64_t last_gap;  // one more than its bin; 0 before there is one
+  };  // followed by float types [capacity + 1] and gaps [bins + 1], the last of each their sum
   Vocabulary types;
   int64_t bins, buckets;
   double* global_types;  // [1, capacity + 1]
@@ -224,8 +226,9 @@ struct CountsModel {
   double* after_two;     // [capacity * capacity, capacity + 1]
   double* global_gaps;   // [1, bins + 1]
   double* gaps_after;    // [capacity, bins + 1]
+  double* gaps_like;     // [1 + bins / GAP_CLASS, bins + 1]: after a gap of about this length, the first after none
   double* type_weights;  // [buckets, 4]
-  double* gap_weights;   // [buckets, 3]
+  double* gap_weights;   // [buckets, 4]
   const double* edges;   // [bins]: where each bin begins, in seconds; the last has no end
   const double* gap_prior;  // [bins]: gaps that are imagined at the start
   double memory, key_memory, type_prior, type_pull, gap_prior_total, gap_pull, share, log_width;
@@ -240,7 +243,8 @@ struct CountsModel {
     float* key_types = reinterpret_cast<float*>(state + sizeof(Key));
     float* key_gaps = key_types + types.capacity + 1;
     const Counts all{global_types, types.capacity, memory}, one{after_one, types.capacity, memory},
-        two{after_two, types.capacity, memory}, gaps{global_gaps, bins, memory}, gaps_one{gaps_after, bins, memory};
+        two{after_two, types.capacity, memory}, gaps{global_gaps, bins, memory}, gaps_one{gaps_after, bins, memory},
+        gaps_two{gaps_like, bins, memory};
     const int64_t classes = types.classes();
     const int64_t bucket = bucket_of(key.events);
     const bool first = key.events == 0.0;
@@ -265,15 +269,17 @@ struct CountsModel {
     reweigh(weights, of_type, 4);
 
     // Gaps: the same over bins.
-    double* q[3];
-    for (int e = 0; e < 3; ++e) q[e] = gap_experts.data() + e * bins;
+    double* q[4];
+    for (int e = 0; e < 4; ++e) q[e] = gap_experts.data() + e * bins;
+    const int64_t like = key.last_gap == 0 ? 0 : 1 + (key.last_gap - 1) / GAP_CLASS;
     const double* g0 = gaps.row(0);
     const double gap_scale = 1.0 / (gaps.total(0) + gap_prior_total);
     for (int64_t b = 0; b < bins; ++b) q[0][b] = (g0[b] + gap_prior[b]) * gap_scale;
     lean(q[1], first ? nullptr : gaps_one.row(context), q[0], bins, bins, gap_pull);
-    lean(q[2], key_gaps, q[1], bins, bins, gap_pull);
-    double* mixing = gap_weights + bucket * 3;
-    mix(gap_mixed.data(), mixing, q, 3, bins);
+    lean(q[2], gaps_two.row(like), q[0], bins, bins, gap_pull);
+    lean(q[3], key_gaps, q[2], bins, bins, gap_pull);
+    double* mixing = gap_weights + bucket * 4;
+    mix(gap_mixed.data(), mixing, q, 4, bins);
     s.predicted_gap = 0.0;
     for (int64_t b = 0; b < bins; ++b) s.predicted_gap += gap_mixed[size_t(b)] * middle(b);
     if (first) {
@@ -293,10 +299,12 @@ struct CountsModel {
         s.time_log_density = std::log(mass / width);
         s.compensator = -std::log(after + mass * (edges[bin + 1] - s.gap) / width);
       }
-      const double of_gap[3] = {q[0][bin], q[1][bin], q[2][bin]};
-      reweigh(mixing, of_gap, 3);
+      const double of_gap[4] = {q[0][bin], q[1][bin], q[2][bin], q[3][bin]};
+      reweigh(mixing, of_gap, 4);
       gaps.add(0, bin);
       gaps_one.add(context, bin);
+      gaps_two.add(like, bin);
+      key.last_gap = bin + 1;
       add_to_key(key_gaps, bins, bin, key_memory);
     }
 

@@ -23,6 +23,7 @@ namespace nb = nanobind;
 namespace {
 
 constexpr int64_t MAX_SCALES = 32, FIELDS = 7;
+constexpr int64_t GAP_CLASS = 4;  // bins of gaps that are about as long
 constexpr double FORGOTTEN = 1e-30;  // of one event, after 69 time scales
 
 #include "models.inl"
@@ -104,7 +105,8 @@ void open(Hawkes& model, State& state) {
 
 void open(CountsModel& model, State& state) {
   const int64_t capacity = model.types.capacity;
-  model.bins = state.count("bins", 3, 4096);
+  model.bins = state.count("bins", GAP_CLASS, 4096);
+  if (model.bins % GAP_CLASS != 0) throw nb::value_error("bins must be a multiple of 4");
   model.buckets = state.count("buckets", 1, 62);
   const int64_t row = capacity + 1, gap_row = model.bins + 1;
   model.global_types = state.array<double>("global_types", row);
@@ -113,7 +115,8 @@ void open(CountsModel& model, State& state) {
   model.global_gaps = state.array<double>("global_gaps", gap_row);
   model.gaps_after = state.array<double>("gaps_after", capacity * gap_row);
   model.type_weights = state.array<double>("type_weights", model.buckets * 4);
-  model.gap_weights = state.array<double>("gap_weights", model.buckets * 3);
+  model.gaps_like = state.array<double>("gaps_like", (1 + model.bins / GAP_CLASS) * gap_row);
+  model.gap_weights = state.array<double>("gap_weights", model.buckets * 4);
   model.edges = state.array<double>("edges", model.bins);
   model.gap_prior = state.array<double>("gap_prior", model.bins);
   for (auto [name, number] : {std::pair{"memory", &model.memory}, {"key_memory", &model.key_memory},
@@ -123,7 +126,7 @@ void open(CountsModel& model, State& state) {
     *number = state.number(name);
   model.type_experts.resize(size_t(4 * capacity));
   model.type_mixed.resize(size_t(capacity));
-  model.gap_experts.resize(size_t(3 * model.bins));
+  model.gap_experts.resize(size_t(4 * model.bins));
   model.gap_mixed.resize(size_t(model.bins));
 }
 
