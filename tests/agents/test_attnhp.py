@@ -234,7 +234,7 @@ def dense(model, made, at, visible):
     return torch.cat(states, -1)
 
 
-@pytest.mark.parametrize(("time", "chain"), itertools.product(("gaps", "absolute"), (False, True)))
+@pytest.mark.parametrize(("time", "chain"), list(itertools.product(("gaps", "absolute"), (False, True))))
 def test_queries_of_cached_events_equal_one_dense_attention(time, chain):
     model = make_model({"time": time, "chain_heads": chain, "attachment": "prefix", "pooled": False})
     made = some_sequences(1, 7)
