@@ -196,9 +196,17 @@ def test_a_journal_whose_last_line_is_half_written_goes_on(tmp_path):
     assert json.loads(path.read_text().splitlines()[-1])["step"] == 3
 
 
-def test_the_runs_of_a_node_that_dies_go_on_on_another(left_alone, spec, tmp_path):
+def test_the_runs_of_a_node_that_dies_go_on_on_another(tmp_path):
     """Two nodes, each with a temporary folder of its own, and a storage that both see."""
     from ray.cluster_utils import Cluster
+
+    # Runs that are long enough to be in the middle of when a node has gone.
+    spec, alone = str(tmp_path / "long.toml"), tmp_path / "alone"
+    Path(spec).write_text(
+        'environments = ["HalfCheetah-v5"]\nseeds = 4\nsteps = 15_000\ncheckpoint_every = 500\n'
+        "[agents.intentional]\n"
+    )
+    finish(spec, "--out", str(alone))
 
     def node(name: str) -> dict:
         (tmp_path / name).mkdir()
@@ -230,7 +238,7 @@ def test_the_runs_of_a_node_that_dies_go_on_on_another(left_alone, spec, tmp_pat
         assert len(where) == 2
         assert where[0].endswith(on_second)
         assert not where[1].endswith(on_second)
-        assert_equal(out, left_alone)
+        assert_equal(out, alone)
         assert not list(tmp_path.glob("first/streamwise/*/*"))  # what has finished leaves nothing behind
         assert [path.name for path in tmp_path.glob("second/streamwise/*/*")] == [run]
         assert "4 of them finished before" in finish(str(out), "--address", cluster.address)
