@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +109,7 @@ class Prediction:
     probability: float | None
 
 
-class EventModel:
+class EventModel(ABC):
     """A learner of events. Subclasses hold the shared statistics, and say what a key's row is.
 
     backend: native is C++, reference is NumPy, which reads like the formulas; auto takes native where it was
@@ -139,33 +140,33 @@ class EventModel:
 
     # What a model defines.
 
+    @abstractmethod
     def _row_type(self) -> np.dtype[Any]:
         """Return the type of a key's row, which begins with CLOCK."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _make_arrays(self) -> None:
         """Fill `arrays` with the shared statistics before the first event."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _native_spec(self) -> tuple[str, dict[str, Any]]:
         """Return the name of the native model, and what it needs besides arrays, keys and capacity."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _score(self, row: Any, time: float, event_type: int) -> Score:
         """Score an event with what was known before it. Changes nothing."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _learn(self, row: Any, time: float, event_type: int) -> None:
         """Update the shared statistics from an event that was scored; the row comes after."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _advance(self, row: Any, time: float, event_type: int) -> None:
         """Put an event into the state of its key."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _intensities(self, row: Any, gaps: Array) -> tuple[Array, Array]:
         """Return λ_k at some gaps after the key's last event, [gaps, classes], and Λ up to them, [gaps]."""
-        raise NotImplementedError
 
     # Learning.
 

@@ -189,7 +189,8 @@ def _run(
                 return
             stream.commit(durable)
             generations[durable["released"]] = durable["keys_generation"]
-            oldest = checkpoints.steps()[0]
+            # None is listed in the instant in which the only one is replaced.
+            oldest = min(checkpoints.steps(), default=durable["released"])
             if oldest in generations:
                 model.keys.forget_before(generations[oldest])
             for step in [step for step in generations if step < oldest]:

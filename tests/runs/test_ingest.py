@@ -294,3 +294,9 @@ def test_commands_for_agents_say_so_and_the_others_work(tmp_path, source, capsys
         captured = capsys.readouterr()
         assert (stop.value.code or 0) == code
         assert said in captured.out + captured.err
+
+
+def test_a_checkpoint_that_is_just_being_replaced_does_not_stop_the_run(tmp_path, source, monkeypatch):
+    """Between the two renames of a replacement there may be no checkpoint to list."""
+    monkeypatch.setattr(Checkpoints, "steps", lambda self: [])
+    assert ingest(config(source, tmp_path / "run"), display=quiet).events == 3_000
