@@ -13,6 +13,7 @@ from streamwise.agents.event_model import EventModel, Prediction
 from streamwise.agents.hawkes import Hawkes, HawkesConfig
 from streamwise.agents.learner import Agent, Learner, Metrics, Predictor, State
 from streamwise.agents.poisson import Poisson, PoissonConfig
+from streamwise.agents.prompt_tpp import PromptTPP, PromptTPPConfig
 from streamwise.agents.settings import StreamSettings
 from streamwise.agents.step_sizes import StepSizeRule
 from streamwise.agents.stream_ac import StreamAC, StreamACConfig
@@ -36,6 +37,8 @@ __all__ = [
     "PoissonConfig",
     "Prediction",
     "Predictor",
+    "PromptTPP",
+    "PromptTPPConfig",
     "State",
     "StepSizeRule",
     "StreamAC",
@@ -58,7 +61,12 @@ AGENTS: dict[str, Any] = {
     "stream-td": StreamTD,
 }
 
-EVENT_MODELS: dict[str, Any] = {"poisson": Poisson, "hawkes": Hawkes, "counts": Counts}
+EVENT_MODELS: dict[str, Any] = {
+    "poisson": Poisson,
+    "hawkes": Hawkes,
+    "counts": Counts,
+    "prompt-tpp": PromptTPP,
+}
 
 
 def agent_class(name: str) -> Any:

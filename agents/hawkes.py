@@ -115,7 +115,7 @@ class Hawkes(EventModel):
         c = self.config
         return "HawkesModel", {
             "scales": len(c.time_scales),
-            "offsets": _OFFSETS,
+            "offsets": len(self.offset_seconds),
             "decay_rates": self.decay_rates,
             "offset_seconds": self.offset_seconds,
             "offset_passed": self.offset_passed,

@@ -115,7 +115,8 @@ class KeyStates:
         self._write_leaving()
         with self._errors():
             self._database.commit()
-        names, rows = list(self._slots), self.rows[list(self._slots.values())]
+        names, slots = list(self._slots), list(self._slots.values())
+        rows = self.rows[slots]
         if self.path is None:
             stored = self._database.execute("SELECT key, row FROM keys WHERE key IS NOT NULL").fetchall()
             away = [(key, row) for key, row in stored if key not in self._slots]
@@ -124,6 +125,7 @@ class KeyStates:
         state = {
             "keys.names": _as_tensor(json.dumps(names).encode()),
             "keys.rows": _as_tensor(rows.tobytes()),
+            "keys.slots": torch.tensor(slots, dtype=torch.int64),
             "keys.counters": torch.tensor([self._count, self._generation], dtype=torch.int64),
         }
         self._generation += 1
@@ -157,8 +159,12 @@ class KeyStates:
             self._leaving[name] = _packed(row)
         self._write_leaving()
         kept = names[max(away, 0) :]
-        self._slots.update(zip(kept, range(len(kept)), strict=True))
-        self.rows[: len(kept)] = rows[max(away, 0) :]
+        # Each is where it was, if it fits: who goes round the rows comes by in the same order.
+        slots = state["keys.slots"].tolist() if "keys.slots" in state else []
+        if sorted(slots) != list(range(len(kept))):
+            slots = list(range(len(kept)))
+        self._slots.update(zip(kept, slots, strict=True))
+        self.rows[slots] = rows[max(away, 0) :]
         self._free = list(range(self.capacity - 1, len(kept) - 1, -1))
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-// The three models. Each scores an event with what it knew before, then learns from it.
+// The statistical models. Each scores an event with what it knew before, then learns from it.
 //
 // Their definitions, with the reasons, are the NumPy methods `_learn` of agents/poisson.py, agents/hawkes.py and
 // agents/counts.py; the names here are the names there.
@@ -105,6 +105,7 @@ struct Hawkes {
   // the past fades, and nothing that has not happened for long becomes impossible.
   double prior_base, prior_seconds, prior_children, prior_pulses;
   std::vector<double> intensity, source;  // [capacity], [scales, capacity]
+  std::vector<double> survival_at;        // [offsets], after `mean_gap`
 
   int64_t key_bytes() const { return sizeof(Key) + scales * types.capacity * int64_t(sizeof(double)); }
 
@@ -177,6 +178,39 @@ struct Hawkes {
     return s;
   }
 
+  // λ_k at a gap after the last event, [classes] of `out`, and their sum.
+  double rates_after(const std::byte* state, double gap, double* out) const {
+    const double* pulses = reinterpret_cast<const double*>(state + sizeof(Key));
+    const int64_t capacity = types.capacity, seen = int64_t(*types.seen), classes = types.classes();
+    const double weight = progress[1], imagined = weight * prior_children, imagined_pulses = weight * prior_pulses;
+    const double seconds = progress[0] + weight * prior_seconds;
+    for (int64_t k = 0; k < classes; ++k) out[k] = (base_sum[k] + weight * prior_base) / seconds;
+    for (int64_t m = 0; m < scales; ++m) {
+      const double decayed = decay_rates[m] * std::exp(-decay_rates[m] * gap);
+      if (decayed == 0.0) continue;
+      for (int64_t j = 0; j < seen; ++j) {
+        const int64_t mj = m * capacity + j;
+        if (pulses[mj] == 0.0) continue;
+        const double rate = pulses[mj] / (pulse_exposure[mj] + imagined_pulses) * decayed;
+        const double* children = child_sum + mj * capacity;
+        for (int64_t k = 0; k < classes; ++k) out[k] += rate * (children[k] + imagined);
+      }
+    }
+    double total = 0.0;
+    for (int64_t k = 0; k < classes; ++k) total += out[k];
+    return total;
+  }
+
+  // Fill `survival_at` for a key, and return the mean gap.
+  double survive(const std::byte* state) {
+    const double weight = progress[1], imagined = weight * prior_children * double(types.classes());
+    double base = 0.0;
+    for (int64_t k = 0; k < types.classes(); ++k)
+      base += (base_sum[k] + weight * prior_base) / (progress[0] + weight * prior_seconds);
+    return mean_gap(reinterpret_cast<const double*>(state + sizeof(Key)), base, int64_t(*types.seen), imagined,
+                    weight * prior_pulses);
+  }
+
   // The integral of the survival function, exact where the compensator is linear between two offsets.
   double mean_gap(const double* pulses, double base_total, int64_t seen, double imagined, double imagined_pulses) {
     double amounts[MAX_SCALES];
@@ -195,7 +229,11 @@ struct Hawkes {
       const double step = offset_seconds[g] - at, rise = next - charged, lost = -survival * std::expm1(-rise);
       mean += step * (rise > 0.0 ? lost / rise : survival);
       at = offset_seconds[g], charged = next, survival -= lost;
-      if (survival < 1e-15) return mean;
+      survival_at[size_t(g)] = survival;
+      if (survival < 1e-15) {
+        std::fill(survival_at.begin() + g, survival_at.end(), 0.0);
+        return mean;
+      }
     }
     return mean + survival / base_total;
   }
@@ -238,48 +276,59 @@ struct CountsModel {
     return int64_t(sizeof(Key)) + (types.capacity + 1 + bins + 1) * int64_t(sizeof(float));
   }
 
+  // Fill `type_mixed` and `gap_mixed` from what each expert says; each leans on the one before it where it has seen
+  // little.
+  void predict(const std::byte* state) {
+    const Key& key = *reinterpret_cast<const Key*>(state);
+    const float* key_types = reinterpret_cast<const float*>(state + sizeof(Key));
+    const float* key_gaps = key_types + types.capacity + 1;
+    const Counts all{global_types, types.capacity, memory}, one{after_one, types.capacity, memory},
+        two{after_two, types.capacity, memory}, gaps{global_gaps, bins, memory}, gaps_one{gaps_after, bins, memory},
+        gaps_two{gaps_like, bins, memory};
+    const int64_t classes = types.classes(), bucket = bucket_of(key.events), context = key.last_type;
+    const bool first = key.events == 0.0;
+
+    double* p[4];
+    for (int e = 0; e < 4; ++e) p[e] = type_experts.data() + e * types.capacity;
+    const double* n0 = all.row(0);
+    const double scale0 = 1.0 / (all.total(0) + type_prior * double(classes));
+    for (int64_t k = 0; k < classes; ++k) p[0][k] = (n0[k] + type_prior) * scale0;
+    lean(p[1], first ? nullptr : one.row(context), p[0], classes, types.capacity, type_pull);
+    lean(p[2], key.events >= 2.0 ? two.row(pair_of(key)) : nullptr, p[1], classes, types.capacity, type_pull);
+    lean(p[3], key_types, p[0], classes, types.capacity, type_pull);
+    mix(type_mixed.data(), type_weights + bucket * 4, p, 4, classes);
+
+    double* q[4];
+    for (int e = 0; e < 4; ++e) q[e] = gap_experts.data() + e * bins;
+    const double* g0 = gaps.row(0);
+    const double gap_scale = 1.0 / (gaps.total(0) + gap_prior_total);
+    for (int64_t b = 0; b < bins; ++b) q[0][b] = (g0[b] + gap_prior[b]) * gap_scale;
+    lean(q[1], first ? nullptr : gaps_one.row(context), q[0], bins, bins, gap_pull);
+    lean(q[2], gaps_two.row(like_of(key)), q[0], bins, bins, gap_pull);
+    lean(q[3], key_gaps, q[2], bins, bins, gap_pull);
+    mix(gap_mixed.data(), gap_weights + bucket * 4, q, 4, bins);
+  }
+
   Scores learn(std::byte* state, double time, int64_t type) {
+    predict(state);
+    return update(state, time, type);
+  }
+
+  // Score and learn an event that was predicted.
+  Scores update(std::byte* state, double time, int64_t type) {
     Key& key = *reinterpret_cast<Key*>(state);
     float* key_types = reinterpret_cast<float*>(state + sizeof(Key));
     float* key_gaps = key_types + types.capacity + 1;
     const Counts all{global_types, types.capacity, memory}, one{after_one, types.capacity, memory},
         two{after_two, types.capacity, memory}, gaps{global_gaps, bins, memory}, gaps_one{gaps_after, bins, memory},
         gaps_two{gaps_like, bins, memory};
-    const int64_t classes = types.classes();
-    const int64_t bucket = bucket_of(key.events);
-    const bool first = key.events == 0.0;
-    const int64_t context = key.last_type, pair = int64_t(key.type_before) * types.capacity + key.last_type;
+    const int64_t bucket = bucket_of(key.events), context = key.last_type, like = like_of(key);
+    const bool first = key.events == 0.0, has_two = key.events >= 2.0;
     Scores s;
-
-    // Types: each expert leans on the one before it where it has seen little.
-    double* p[4];
-    for (int e = 0; e < 4; ++e) p[e] = type_experts.data() + e * types.capacity;
-    const double* n0 = all.row(0);
-    const double scale0 = 1.0 / (all.total(0) + type_prior * double(classes));
-    for (int64_t k = 0; k < classes; ++k) p[0][k] = (n0[k] + type_prior) * scale0;
-    const bool has_two = key.events >= 2.0;
-    lean(p[1], first ? nullptr : one.row(context), p[0], classes, types.capacity, type_pull);
-    lean(p[2], has_two ? two.row(pair) : nullptr, p[1], classes, types.capacity, type_pull);
-    lean(p[3], key_types, p[0], classes, types.capacity, type_pull);
-    double* weights = type_weights + bucket * 4;
-    mix(type_mixed.data(), weights, p, 4, classes);
     s.type_log_probability = std::log(type_mixed[size_t(type)]);
-    s.predicted_type = double(argmax(type_mixed, classes));
-    const double of_type[4] = {p[0][type], p[1][type], p[2][type], p[3][type]};
-    reweigh(weights, of_type, 4);
+    s.predicted_type = double(argmax(type_mixed, types.classes()));
+    reweigh(type_weights + bucket * 4, type_experts.data() + type, types.capacity);
 
-    // Gaps: the same over bins.
-    double* q[4];
-    for (int e = 0; e < 4; ++e) q[e] = gap_experts.data() + e * bins;
-    const int64_t like = key.last_gap == 0 ? 0 : 1 + (key.last_gap - 1) / GAP_CLASS;
-    const double* g0 = gaps.row(0);
-    const double gap_scale = 1.0 / (gaps.total(0) + gap_prior_total);
-    for (int64_t b = 0; b < bins; ++b) q[0][b] = (g0[b] + gap_prior[b]) * gap_scale;
-    lean(q[1], first ? nullptr : gaps_one.row(context), q[0], bins, bins, gap_pull);
-    lean(q[2], gaps_two.row(like), q[0], bins, bins, gap_pull);
-    lean(q[3], key_gaps, q[2], bins, bins, gap_pull);
-    double* mixing = gap_weights + bucket * 4;
-    mix(gap_mixed.data(), mixing, q, 4, bins);
     s.predicted_gap = 0.0;
     for (int64_t b = 0; b < bins; ++b) s.predicted_gap += gap_mixed[size_t(b)] * middle(b);
     if (first) {
@@ -299,8 +348,7 @@ struct CountsModel {
         s.time_log_density = std::log(mass / width);
         s.compensator = -std::log(after + mass * (edges[bin + 1] - s.gap) / width);
       }
-      const double of_gap[4] = {q[0][bin], q[1][bin], q[2][bin], q[3][bin]};
-      reweigh(mixing, of_gap, 4);
+      reweigh(gap_weights + bucket * 4, gap_experts.data() + bin, bins);
       gaps.add(0, bin);
       gaps_one.add(context, bin);
       gaps_two.add(like, bin);
@@ -310,11 +358,14 @@ struct CountsModel {
 
     all.add(0, type);
     if (!first) one.add(context, type);
-    if (has_two) two.add(pair, type);
+    if (has_two) two.add(pair_of(key), type);
     add_to_key(key_types, types.capacity, type, key_memory);
     types.add(type);
     return s;
   }
+
+  int64_t pair_of(const Key& key) const { return int64_t(key.type_before) * types.capacity + key.last_type; }
+  int64_t like_of(const Key& key) const { return key.last_gap == 0 ? 0 : 1 + (key.last_gap - 1) / GAP_CLASS; }
 
   int64_t bucket_of(double events) const {  // 0, 1, 2-3, 4-7, ...
     int64_t bucket = 0;
@@ -347,10 +398,11 @@ struct CountsModel {
       for (int64_t k = 0; k < size; ++k) out[k] += weights[e] * experts[e][k];
   }
 
-  // Bayes' rule, then a little of every expert's weight is shared, so that none is ever lost.
-  void reweigh(double* weights, const double* likelihoods, int count) const {
+  // Bayes' rule, then a little of every expert's weight is shared, so that none is ever lost. The likelihoods of the
+  // four experts are `stride` apart.
+  void reweigh(double* weights, const double* likelihoods, int64_t stride) const {
     double total = 0.0;
-    for (int e = 0; e < count; ++e) total += (weights[e] *= likelihoods[e]);
-    for (int e = 0; e < count; ++e) weights[e] = (1.0 - share) * weights[e] / total + share / double(count);
+    for (int e = 0; e < 4; ++e) total += (weights[e] *= likelihoods[e * stride]);
+    for (int e = 0; e < 4; ++e) weights[e] = (1.0 - share) * weights[e] / total + share / 4.0;
   }
 };

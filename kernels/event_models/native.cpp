@@ -7,6 +7,8 @@
 
 #include "native.h"
 
+#include "../event_attention/attention.h"
+
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 
@@ -14,19 +16,61 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 namespace nb = nanobind;
 
+// Attention once for each instruction set. Nothing below a target pragma may include a header.
+namespace streamwise {
+namespace attention_baseline {
+#include "../event_attention/engine.inl"
+}
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define STREAMWISE_MULTIVERSION 1
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+namespace attention_avx2 {
+#include "../event_attention/engine.inl"
+}
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma,prefer-vector-width=512")
+namespace attention_avx512 {
+#include "../event_attention/engine.inl"
+}
+#pragma GCC pop_options
+#elif defined(__x86_64__) && defined(__clang__)
+#define STREAMWISE_MULTIVERSION 1
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+namespace attention_avx2 {
+#include "../event_attention/engine.inl"
+}
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma"))), \
+                             apply_to = function)
+namespace attention_avx512 {
+#include "../event_attention/engine.inl"
+}
+#pragma clang attribute pop
+#endif
+}  // namespace streamwise
+
 namespace {
 
-constexpr int64_t MAX_SCALES = 32, FIELDS = 7;
+using namespace streamwise;
+
+constexpr int64_t MAX_SCALES = 32;
+constexpr double SHORTEST = 1e-3;  // seconds, the end of the first bin of gaps
+constexpr double LEAST = 1e-12;    // of what a floor gives to anything
 constexpr int64_t GAP_CLASS = 4;  // bins of gaps that are about as long
 constexpr double FORGOTTEN = 1e-30;  // of one event, after 69 time scales
 
 #include "models.inl"
+#include "prompt_tpp.inl"
 
 template <typename T>
 using Column = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
@@ -48,9 +92,13 @@ class State {
     return array.data();
   }
 
-  double number(const char* name) { return cast<double>(name); }
+  double number(const char* name) const { return cast<double>(name); }
 
-  int64_t count(const char* name, int64_t low, int64_t high) {
+  std::string text(const char* name) const { return cast<std::string>(name); }
+
+  State part(const char* name) const { return State(cast<nb::dict>(name)); }
+
+  int64_t count(const char* name, int64_t low, int64_t high) const {
     const int64_t value = cast<int64_t>(name);
     if (value < low || value > high) throw nb::value_error((std::string(name) + " is out of range").c_str());
     return value;
@@ -101,6 +149,7 @@ void open(Hawkes& model, State& state) {
   model.prior_pulses = state.number("prior_pulses");
   model.intensity.resize(size_t(capacity));
   model.source.resize(size_t(model.scales * capacity));
+  model.survival_at.resize(size_t(model.offsets));
 }
 
 void open(CountsModel& model, State& state) {
@@ -130,6 +179,87 @@ void open(CountsModel& model, State& state) {
   model.gap_mixed.resize(size_t(model.bins));
 }
 
+Attention* make_attention(const AttentionSpec& spec, bool is_double, const std::string& instruction_set) {
+#ifdef STREAMWISE_MULTIVERSION
+  if (instruction_set == "avx512") return attention_avx512::make_attention(spec, is_double);
+  if (instruction_set == "avx2") return attention_avx2::make_attention(spec, is_double);
+#endif
+  return attention_baseline::make_attention(spec, is_double);
+}
+
+template <typename T>
+void open_arrays(AttentionSpec& s, State& state, int64_t size) {
+  s.weights = state.array<T>("weights", size);
+  s.gradients = state.array<T>("gradients", size);
+  s.first = state.array<T>("first_moment", size);
+  s.second = state.array<T>("second_moment", size);
+  s.prompt_gradients = state.array<T>("prompt_gradients", s.heads * s.layers * 2 * s.prompts * s.rows * s.width);
+  s.cache = state.array<T>("cache", s.hot * s.heads * s.layers * 2 * s.window * s.width);
+}
+
+void open(PromptTPP& model, State& state) {
+  State hawkes = state.part("hawkes"), counts = state.part("counts");
+  model.hawkes.types = model.counts.types = {&model.known, model.types.capacity};
+  open(model.hawkes, hawkes);
+  open(model.counts, counts);
+  AttentionSpec& s = model.spec;
+  s.types = model.types.capacity;
+  s.window = state.count("window", 2, 4096);
+  s.width = state.count("width", 16, 128);
+  s.time_width = state.count("time_width", 2, 64);
+  s.layers = state.count("layers", 1, 8);
+  s.heads = state.count("heads", 0, 8);
+  s.hidden = state.count("hidden", 16, 1024);
+  s.bins = model.counts.bins;
+  s.prompts = state.count("prompts", 0, 1024);
+  s.selected = state.count("selected", 0, s.prompts);
+  s.rows = state.count("rows", 0, 64);
+  s.group = state.count("group", 1, 1 << 20);
+  s.refresh_every = state.count("refresh_every", 1, 1 << 20);
+  s.hot = state.count("hot", 8, int64_t(1) << 24);
+  s.cache_age = state.count("cache_age", 0, int64_t(1) << 40);
+  s.decoder = state.count("decoder", 0, 1);
+  s.exact = state.count("exact", 0, 1);
+  s.recency = state.count("recency", 0, 1);
+  s.calendar = state.count("calendar", 0, 1);
+  s.pool_only = state.count("pool_only", 0, 1);
+  s.random_prompts = state.count("random_prompts", 0, 1);
+  s.node_cells = state.count("node_cells", 1, 16);
+  s.node_count = state.count("node_count", 1, 32);
+  s.seed = uint64_t(state.count("seed", INT64_MIN, INT64_MAX));
+  for (auto [name, number] : {std::pair{"learning_rate", &s.learning_rate}, {"weight_decay", &s.weight_decay},
+                              {"clip", &s.clip}, {"matching", &s.matching}, {"usage_balance", &s.usage_balance},
+                              {"reuse_after", &s.reuse_after}, {"drift_boost", &s.drift_boost}, {"unit", &s.unit}})
+    *number = state.number(name);
+  if (s.width % 16 || s.hidden % 16 || s.window % 2 || s.time_width % 2 || s.hot % 8)
+    throw nb::value_error("width and hidden must be multiples of 16, hot of 8, window and time_width of 2");
+  s.edges = model.counts.edges;
+  s.rates = state.array<double>("rates", s.time_width / 2);
+  s.node_at = state.array<double>("node_at", s.node_count);
+  s.node_weight = state.array<double>("node_weight", s.node_count);
+  s.cached = state.array<int64_t>("cached", s.hot * 4);
+  s.progress = state.array<double>("progress", kProgress);
+  s.usage = state.array<double>("usage", s.prompts * 2);
+  model.inputs = s.width + s.time_width + (s.calendar ? 4 : 0);
+  model.floor = state.count("floor", 0, 3);
+  model.tick_every = state.count("tick_every", 0, int64_t(1) << 40);
+  model.floor_weights = state.array<double>("floor_weights", 4);
+  if (model.hawkes.offsets != s.bins) throw nb::value_error("offset_seconds must be the edges of the bins");
+  const bool is_double = state.count("double", 0, 1) == 1;
+  const int64_t size = state.count("size", 1, int64_t(1) << 31);
+  if (is_double) open_arrays<double>(s, state, size);
+  else open_arrays<float>(s, state, size);
+  if (size != attention_size(s)) throw nb::value_error("size is not that of the parameters");
+  model.attention.reset(make_attention(s, is_double, state.text("instruction_set")));
+  model.open_scratch();
+}
+
+// What `learn` fills for each event.
+template <typename Model>
+struct ScoresOf { using type = Scores; };
+template <>
+struct ScoresOf<PromptTPP> { using type = PromptScores; };
+
 template <typename Model>
 class EventModel {
  public:
@@ -140,15 +270,17 @@ class EventModel {
     open(model_, state);
     slots_ = state.count("slots", 1, int64_t(1) << 40);
     keys_ = reinterpret_cast<std::byte*>(state.array<uint8_t>("keys", slots_ * model_.key_bytes()));
+    if constexpr (std::is_same_v<Model, PromptTPP>) model_.table = keys_, model_.slots = slots_;
   }
 
   void learn(const Column<double>& times, const Column<int64_t>& types, const Column<int64_t>& slots, Rows& scores) {
     const size_t n = times.shape(0);
-    if (types.shape(0) != n || slots.shape(0) != n || scores.shape(0) != n || scores.shape(1) != size_t(FIELDS))
-      throw nb::value_error("times, types and slots must have one length n, and scores the shape [n, 7]");
+    if (types.shape(0) != n || slots.shape(0) != n || scores.shape(0) != n || scores.shape(1) != size_t(kFields))
+      throw nb::value_error(("times, types and slots must have one length n, and scores the shape [n, " +
+                             std::to_string(kFields) + "]").c_str());
     const double* time = times.data();
     const int64_t *type = types.data(), *slot = slots.data();
-    Scores* out = reinterpret_cast<Scores*>(scores.data());
+    Filled* out = reinterpret_cast<Filled*>(scores.data());
     int64_t seen = int64_t(*model_.types.seen);
     for (size_t i = 0; i < n; ++i) {
       if (!std::isfinite(time[i])) throw nb::value_error("times must be finite");
@@ -167,6 +299,7 @@ class EventModel {
         out[done] = model_.learn(key, time[done], type[done]);
         out[done].type = double(type[done]);
         clock = {time[done], clock.events + 1.0, int32_t(type[done]), clock.last_type};
+        if constexpr (std::is_same_v<Model, PromptTPP>) model_.tick(time[done]);
       }
     }
     if (done < n)
@@ -175,7 +308,19 @@ class EventModel {
 
   int64_t key_bytes() const { return model_.key_bytes(); }
 
+  void refresh() { model_.attention->refresh(); }
+
+  // Let a key, or all of them if slot is negative, pay for its silence until `now`.
+  void charge(double now, int64_t slot, bool train) {
+    if (slot >= slots_) throw nb::value_error("slot must be a row of keys");
+    for (int64_t i = slot < 0 ? 0 : slot; i < (slot < 0 ? slots_ : slot + 1); ++i)
+      model_.charge(keys_ + i * model_.key_bytes(), now, train);
+  }
+
  private:
+  using Filled = typename ScoresOf<Model>::type;
+  static constexpr int64_t kFields = sizeof(Filled) / sizeof(double);
+
   State state_;
   Model model_{};
   int64_t slots_ = 0;
@@ -185,8 +330,11 @@ class EventModel {
 template <typename Model>
 void bind(nb::module_& module, const char* name) {
   using Bound = EventModel<Model>;
-  nb::class_<Bound>(module, name)
-      .def(nb::init<const nb::dict&>(), nb::arg("state"))
+  auto bound = nb::class_<Bound>(module, name);
+  if constexpr (std::is_same_v<Model, PromptTPP>)
+    bound.def("refresh", &Bound::refresh)
+        .def("charge", &Bound::charge, nb::arg("now"), nb::arg("slot"), nb::arg("train"));
+  bound.def(nb::init<const nb::dict&>(), nb::arg("state"))
       .def("learn", &Bound::learn, nb::arg("times").noconvert(), nb::arg("types").noconvert(),
            nb::arg("slots").noconvert(), nb::arg("scores").noconvert())
       .def("key_bytes", &Bound::key_bytes);
@@ -198,4 +346,5 @@ void bind_event_models(nb::module_& module) {
   bind<Poisson>(module, "PoissonModel");
   bind<Hawkes>(module, "HawkesModel");
   bind<CountsModel>(module, "CountsModel");
+  bind<PromptTPP>(module, "PromptTPPModel");
 }

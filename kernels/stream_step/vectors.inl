@@ -20,15 +20,6 @@ struct Array {
   const T& operator[](int64_t i) const { return data[i]; }
 };
 
-// Old traces and second moments decay to denormal numbers, which x86 is a hundred times slower to compute with.
-struct [[maybe_unused]] FlushDenormals {
-#if defined(__x86_64__)
-  unsigned int before = __builtin_ia32_stmxcsr();
-  FlushDenormals() { __builtin_ia32_ldmxcsr(before | 0x8040u); }
-  ~FlushDenormals() { __builtin_ia32_ldmxcsr(before); }
-#endif
-};
-
 static inline float root(float x) { return __builtin_sqrtf(x); }
 static inline double root(double x) { return __builtin_sqrt(x); }
 

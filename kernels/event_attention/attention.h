@@ -1,0 +1,92 @@
+// What the bindings and the attention of the live event model share. Plain data and one virtual face, so that the
+// engine (attention.inl) can be compiled once per instruction set without the copies meeting in the linker.
+
+#pragma once
+
+#include <cstdint>
+
+namespace streamwise {
+
+enum class Decoder : int64_t { bins, intensity };
+
+// Sizes and settings, and the learner's own arrays, which are changed in place. T is float or double.
+struct AttentionSpec {
+  int64_t types, window, width, time_width, layers, heads, hidden, bins;
+  int64_t prompts, selected, rows;  // of a prompt: pairs of a key and a value
+  int64_t group, refresh_every;     // events an optimiser step is made from; steps a step of the pool is made from
+  int64_t hot, cache_age;           // keys whose projections are kept; steps after which they are made anew
+  int64_t decoder, exact, recency, calendar, pool_only;
+  int64_t node_cells, node_count;   // of the compensator of an intensity: cells of a gap, Gauss-Legendre nodes in each
+  int64_t random_prompts;           // for comparison: retrieve by chance
+  double learning_rate, weight_decay, clip, matching, usage_balance, reuse_after, drift_boost, unit;
+  uint64_t seed;
+  const double *edges, *rates;      // [bins] where bins of gaps begin; [time_width / 2] of the embedding of a gap
+  const double *node_at, *node_weight;  // [node_count], in [0, 1]
+  void *weights, *gradients, *first, *second;  // T [size]: parameters, the open group's gradients, Adam's moments
+  void* prompt_gradients;           // T [heads, layers, 2, prompts * rows, width], of projected prompts
+  void* cache;                      // T [hot, heads, layers, 2, window, width]: keys and values of events
+  int64_t* cached;                  // [hot, 4]: serial of the key, when used, at which step made, events in it
+  double *progress, *usage;         // [kProgress]; [prompts, 2]: fading share, and when it was last selected
+};
+
+// Entries of `progress`.
+enum Progress : int {
+  kEvents, kInGroup, kUpdates, kPoolPending, kSerials, kLookups, kHits, kGradientNorm, kClipped, kMeanCosine, kFloored,
+  kSilence, kTicked, kTickCursor, kDriftCount, kDriftSum, kDriftSquares, kDriftWalk, kDriftLow, kDriftAlarms,
+  kBoostUntil, kRebuilds, kReused, kProgress
+};
+
+constexpr int64_t kQuantiles = 5;  // of a gap: 5%, 25%, 50%, 75%, 95%
+
+// A key's part of the state: its newest events in rings, and what sums it up.
+struct AttentionKey {
+  double events, last_time;  // of the key, before the present event
+  int64_t serial;
+  double mean_log_gap;
+  const double *times, *gaps;  // [window]: event number e is at e % window
+  const int32_t* kinds;        // [window]
+  double* query;               // [width + time features], fading mean of tokens
+};
+
+// One event, or one moment of silence, of a key that has had an event.
+struct AttentionInput {
+  double time, gap, charged;    // seconds; charged: how much of the gap was charged as silence
+  int64_t type, classes;        // type < 0: silence, which has no type
+  const double *gap_floor;      // [bins], sums to 1
+  const double *type_floor;     // [classes], sums to 1
+  const double *type_counts;    // [types] of this key
+};
+
+struct AttentionOutput {
+  double time_log_density, type_log_probability, compensator, silence, predicted_gap;
+  int64_t predicted_type, rank;  // rank: how many types were likelier than the true one
+  double confidence, quantiles[kQuantiles];
+};
+
+class Attention {
+ public:
+  virtual ~Attention() = default;
+  // Score the event, or the silence.
+  virtual void score(const AttentionKey& key, const AttentionInput& input, AttentionOutput& output) = 0;
+  // After `score`: the distribution of types after another gap, [classes].
+  virtual void types_after(double gap, const double* type_floor, double* out) = 0;
+  // After `score`: add the gradient to the open group; a full group makes a step.
+  virtual void train(const AttentionOutput& output) = 0;
+  // Take an event into what sums a key up. gap: seconds, 0 for a key's first.
+  virtual void append(const AttentionKey& key, double time, double gap, int64_t type) = 0;
+  // Parameters were changed from outside.
+  virtual void refresh() = 0;
+};
+
+// How many parameters there are; attention.inl lays them out in this order.
+inline int64_t attention_size(const AttentionSpec& s) {
+  const int64_t inputs = s.width + s.time_width + (s.calendar ? 4 : 0), stacks = s.heads * s.layers;
+  const int64_t attention = stacks * (inputs * 3 * s.width + 3 * s.width + s.window + 1);
+  const int64_t features = s.heads * s.width + (inputs - s.width) + inputs + s.types + 1;
+  const int64_t bins = (features + 1) * s.hidden + (s.hidden + 1) * (s.bins + s.types + (s.calendar ? 8 : 0));
+  const int64_t head = s.heads * s.width * s.types + 2 * s.types;
+  return s.types * s.width + attention + (s.decoder == int64_t(Decoder::bins) ? bins : head) +
+         s.prompts * (inputs + s.rows * 2 * s.width);
+}
+
+}  // namespace streamwise

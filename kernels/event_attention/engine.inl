@@ -1,0 +1,3 @@
+#include "../denormals.inl"
+#include "arithmetic.inl"
+#include "attention.inl"
