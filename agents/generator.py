@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["CounterGenerator"]
+__all__ = ["CounterGenerator", "draws", "mix"]
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio, odd: the counter visits every value
@@ -28,13 +28,13 @@ class CounterGenerator:
     """
 
     def __init__(self, seed: int) -> None:
-        self.key = _mix(seed & _MASK)
+        self.key = mix(seed & _MASK)
         self.counter = 0
 
     def uniform(self) -> float:
         """Draw from [0, 1), with 53 random bits."""
         self.counter += 1
-        return (_mix((self.key + self.counter * _GOLDEN) & _MASK) >> 11) * 2.0**-53
+        return (mix((self.key + self.counter * _GOLDEN) & _MASK) >> 11) * 2.0**-53
 
     def integer(self, below: int) -> int:
         """Draw from 0, 1, ..., below - 1."""
@@ -61,7 +61,14 @@ class CounterGenerator:
         self.key = key & _MASK
 
 
-def _mix(bits: int) -> int:
+def draws(key: int, start: int, count: int) -> NDArray[np.float64]:
+    """Return draws number start, start + 1, ... of [0, 1) under a key, [count]."""
+    numbers = (mix((key + (start + i) * _GOLDEN) & _MASK) >> 11 for i in range(count))
+    return np.array([number * 2.0**-53 for number in numbers])
+
+
+def mix(bits: int) -> int:
+    """Return 64 bits mixed to other 64, each of them by all."""
     bits = ((bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     bits = ((bits ^ (bits >> 27)) * 0x94D049BB133111EB) & _MASK
     return bits ^ (bits >> 31)

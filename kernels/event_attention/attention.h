@@ -32,7 +32,7 @@ struct AttentionSpec {
 // Entries of `progress`.
 enum Progress : int {
   kEvents, kInGroup, kUpdates, kPoolPending, kSerials, kLookups, kHits, kGradientNorm, kClipped, kMeanCosine, kFloored,
-  kSilence, kTicked, kTickCursor, kDriftCount, kDriftSum, kDriftSquares, kDriftWalk, kDriftLow, kDriftAlarms,
+  kSilence, kCharged, kDriftCount, kDriftSum, kDriftSquares, kDriftWalk, kDriftLow, kDriftAlarms,
   kBoostUntil, kRebuilds, kReused, kProgress
 };
 

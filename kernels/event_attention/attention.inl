@@ -809,7 +809,7 @@ class LiveAttention final : public Attention {
   void train_intensity() {
     // One draw in every stratum of every cell: unbiased.
     T* g = logits;
-    const uint64_t from = uint64_t(s.progress[kEvents] + s.progress[kTicked]) * 64;
+    const uint64_t from = uint64_t(s.progress[kEvents] + s.progress[kCharged]) * 64;
     const double length = input.gap - input.charged;
     for (int64_t c = 0; c < s.node_cells; ++c)
       for (int64_t n = 0; n < s.node_count; ++n) {

@@ -242,7 +242,6 @@ void open(PromptTPP& model, State& state) {
   s.usage = state.array<double>("usage", s.prompts * 2);
   model.inputs = s.width + s.time_width + (s.calendar ? 4 : 0);
   model.floor = state.count("floor", 0, 3);
-  model.tick_every = state.count("tick_every", 0, int64_t(1) << 40);
   model.floor_weights = state.array<double>("floor_weights", 4);
   if (model.hawkes.offsets != s.bins) throw nb::value_error("offset_seconds must be the edges of the bins");
   const bool is_double = state.count("double", 0, 1) == 1;
@@ -270,7 +269,6 @@ class EventModel {
     open(model_, state);
     slots_ = state.count("slots", 1, int64_t(1) << 40);
     keys_ = reinterpret_cast<std::byte*>(state.array<uint8_t>("keys", slots_ * model_.key_bytes()));
-    if constexpr (std::is_same_v<Model, PromptTPP>) model_.table = keys_, model_.slots = slots_;
   }
 
   void learn(const Column<double>& times, const Column<int64_t>& types, const Column<int64_t>& slots, Rows& scores) {
@@ -299,7 +297,6 @@ class EventModel {
         out[done] = model_.learn(key, time[done], type[done]);
         out[done].type = double(type[done]);
         clock = {time[done], clock.events + 1.0, int32_t(type[done]), clock.last_type};
-        if constexpr (std::is_same_v<Model, PromptTPP>) model_.tick(time[done]);
       }
     }
     if (done < n)
@@ -310,11 +307,10 @@ class EventModel {
 
   void refresh() { model_.attention->refresh(); }
 
-  // Let a key, or all of them if slot is negative, pay for its silence until `now`.
+  // Let a key pay for its silence until `now`.
   void charge(double now, int64_t slot, bool train) {
-    if (slot >= slots_) throw nb::value_error("slot must be a row of keys");
-    for (int64_t i = slot < 0 ? 0 : slot; i < (slot < 0 ? slots_ : slot + 1); ++i)
-      model_.charge(keys_ + i * model_.key_bytes(), now, train);
+    if (slot < 0 || slot >= slots_) throw nb::value_error("slot must be a row of keys");
+    model_.charge(keys_ + slot * model_.key_bytes(), now, train);
   }
 
  private:

@@ -21,11 +21,9 @@ struct PromptTPP {
   CountsModel counts;
   std::unique_ptr<Attention> attention;
   AttentionSpec spec{};
-  int64_t inputs = 0, floor = 3, tick_every = 0;  // floor: 0 none, 1 counts, 2 hawkes, 3 both
+  int64_t inputs = 0, floor = 3;   // floor: 0 none, 1 counts, 2 hawkes, 3 both
   double* floor_weights = nullptr;                // [2, 2]: of counts and hawkes, for types and for gaps
   double known = 0.0;  // types seen before the present event: both floors are to be asked before either learns
-  std::byte* table = nullptr;
-  int64_t slots = 0;
   std::vector<double> gap_floor, type_floor, later_floor, later_types, marginal, type_counts, hawkes_gaps, hawkes_types;
 
   int64_t hawkes_at() const { return int64_t(sizeof(Key)) + (2 * spec.window + inputs) * 8 + spec.window * 4; }
@@ -146,18 +144,6 @@ struct PromptTPP {
     return s;
   }
 
-  // Once in a while, after an event at `now`: let a key pay for its silence.
-  void tick(double now) {
-    if (tick_every == 0 || int64_t(spec.progress[kEvents]) % tick_every != 0) return;
-    std::byte* row = table + int64_t(spec.progress[kTickCursor]) * key_bytes();
-    if (int64_t(spec.progress[kTickCursor]) >= slots || reinterpret_cast<Key*>(row)->events == 0.0) {
-      spec.progress[kTickCursor] = 0.0;
-      row = table;
-    }
-    spec.progress[kTickCursor] += 1.0;
-    charge(row, now, true);
-  }
-
   // Charge a key for having been silent until `now`.
   void charge(std::byte* row, double now, bool train) {
     const View v = view(row);
@@ -173,7 +159,7 @@ struct PromptTPP {
     const AttentionInput input{now, silent, key.charged, -1, types.classes(), gap_floor.data(), type_floor.data(), type_counts.data()};
     AttentionOutput out{};
     attention->score(attention_key(v), input, out);
-    spec.progress[kTicked] += 1.0;
+    spec.progress[kCharged] += 1.0;
     spec.progress[kSilence] += out.silence;
     key.silence += out.silence;
     if (train) attention->train(out);

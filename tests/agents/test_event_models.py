@@ -65,7 +65,14 @@ def small(name, **changes):
     """A model whose counts are halved, or whose weights grow, within a few events."""
     kind = EVENT_MODELS[name]
     if name == "prompt-tpp":
-        changes |= {"precision": "float64", "width": 16, "time_width": 4, "hidden": 16, "window": 4, "group": 4}
+        changes |= {
+            "precision": "float64",
+            "width": 16,
+            "time_width": 4,
+            "hidden": 16,
+            "window": 4,
+            "group": 4,
+        }
         changes |= {"hot_keys": 8, "prompts": 4, "selected": 2, "rows": 2}
     return kind.Config(types=8, keys_in_memory=1024, memory=12.0, **changes)
 

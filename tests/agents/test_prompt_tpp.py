@@ -1,0 +1,434 @@
+"""The live PromptTPP: native against reference, gradients, likelihood, causality, pool, exact resume."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from streamwise.agents import PromptTPP, PromptTPPConfig
+from streamwise.agents.event_model import Score
+from streamwise.kernels import native_info
+from streamwise.streams import Event, UsageError
+
+needs_native = pytest.mark.skipif(native_info() is None, reason="the native kernels are not built")
+COLUMN = {name: i for i, name in enumerate([*Score._fields, *PromptTPP.extras])}
+SMALL = {
+    "types": 6, "window": 6, "width": 16, "time_width": 4, "hidden": 16, "prompts": 5, "selected": 2,
+    "rows": 2, "group": 4, "hot_keys": 8, "silence_every": 5, "precision": "float64", "cache_age": 3,
+    "keys_in_memory": 1024,
+}  # fmt: skip
+KINDS = {
+    "stale": {},
+    "exact": {"gradients": "exact"},
+    "intensity": {"decoder": "intensity"},
+    "exact-intensity": {"decoder": "intensity", "gradients": "exact"},
+    "no-pool": {"prompts": 0},
+    "deep": {"heads": 1, "layers": 3},
+    "no-floor": {"floor": "none"},
+    "plain": {"recency": False, "calendar": False},
+    "balanced": {"usage_balance": 0.3, "reuse_after": 20.0},
+    "random": {"retrieval": "random"},
+    "no-attention": {"heads": 0, "prompts": 0},
+    "pool-only": {"train": "pool"},
+}
+EVERY_KIND = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+MAIN_KINDS = pytest.mark.parametrize(
+    "kind", [KINDS[name] for name in ("stale", "exact", "intensity")], ids=("stale", "exact", "intensity")
+)
+
+
+def make(kind=None, backend="auto", **changes):
+    return PromptTPP(PromptTPPConfig(**{**SMALL, **(kind or {}), **changes}), backend=backend)
+
+
+def some_events(count, seed=0, types=5, keys=9):
+    generator = np.random.default_rng(seed)
+    gaps = generator.exponential(5.0, count) * 10.0 ** generator.uniform(-2.0, 2.0, count)
+    return (
+        (1.5e9 + np.cumsum(gaps)).tolist(),
+        [f"type {k}" for k in generator.integers(types, size=count)],
+        [f"key {k}" for k in generator.integers(keys, size=count)],
+    )
+
+
+def gradient(model):
+    """The gradient of the open group, with what the native kernel keeps of projected prompts chained on."""
+    model._fold_prompts()
+    return model.arrays["gradients"].copy()
+
+
+def lively(model):
+    """Let the network have a say: its last layers begin at zero."""
+    generator = np.random.default_rng(5)
+    for name in ("gap_out", "type_out", "landing"):
+        if name in model.network.shapes:
+            part = _part(model, name)
+            part[:] = 0.3 * generator.standard_normal(part.shape)
+    model.load_state_dict(model.state_dict())
+    return model
+
+
+# Native against reference
+
+
+@needs_native
+@EVERY_KIND
+def test_native_equals_reference(kind):
+    """Scores and the gradient of an open group to 1e-9, and after 40 steps what they lead to."""
+    events = some_events(160)
+    one, other = make(kind, "native", group=1000), make(kind, "reference", group=1000)
+    scores = [model.learn_many(*(column[:60] for column in events)) for model in (one, other)]
+    np.testing.assert_allclose(*scores, rtol=1e-9, atol=1e-11)
+    grown = gradient(other)
+    np.testing.assert_allclose(gradient(one), grown, rtol=1e-9, atol=1e-11 * np.abs(grown).max())
+    if kind.get("train") != "pool":
+        assert np.abs(grown).max() > 0.1
+    one, other = make(kind, "native"), make(kind, "reference")
+    np.testing.assert_allclose(one.learn_many(*events), other.learn_many(*events), rtol=1e-5, atol=1e-7)
+    for name in ("progress", "usage", "floor_weights", "cached"):
+        np.testing.assert_allclose(one.arrays[name], other.arrays[name], rtol=1e-5, atol=1e-9)
+
+
+@needs_native
+def test_single_precision_is_near_double():
+    events = some_events(400)
+    double, single = make(), make(precision="float32")
+    theirs, ours = double.learn_many(*events), single.learn_many(*events)
+    for name in ("time_log_density", "type_log_probability", "compensator"):
+        near = np.isclose(
+            ours[:, COLUMN[name]], theirs[:, COLUMN[name]], rtol=2e-3, atol=2e-3, equal_nan=True
+        )
+        assert near.mean() > 0.99
+
+
+@needs_native
+def test_a_run_may_change_its_back_end_in_an_open_group():
+    times, types, keys = some_events(130)
+    reference, mixed = make(backend="reference"), make(backend="native")
+    reference.learn_many(times, types, keys)
+    mixed.learn_many(times[:61], types[:61], keys[:61])
+    state = mixed.state_dict()
+    mixed = make(backend="reference")
+    mixed.load_state_dict(state)
+    mixed.learn_many(times[61:97], types[61:97], keys[61:97])
+    state = mixed.state_dict()
+    mixed = make(backend="native")
+    mixed.load_state_dict(state)
+    mixed.learn_many(times[97:], types[97:], keys[97:])
+    np.testing.assert_allclose(mixed.arrays["weights"], reference.arrays["weights"], rtol=1e-5, atol=1e-7)
+
+
+# Gradients
+
+
+@EVERY_KIND
+def test_gradients_equal_finite_differences(kind):
+    """Of the loss of one event, the constants of older events held where they are."""
+    if kind.get("train") == "pool":
+        pytest.skip("the gradient is the same, and most of it is dropped")
+    # A matching loss is no part of the score; silence would be another event's.
+    model = make(kind, group=1000, matching=0.0, silence_every=0, cache_age=10**6)
+    times, types, keys = some_events(40)
+    model.learn_many(times, types, keys)
+    before = model.state_dict()
+    event = Event(times[-1] + 70.0, types[0], keys[-1])
+
+    def loss(weights):
+        model.load_state_dict(before)
+        model.arrays["weights"][:] = weights
+        model.arrays["gradients"][:] = 0.0
+        model.arrays["prompt_gradients"][:] = 0.0
+        if model.native is not None:
+            model.native.refresh()
+        score = model.learn_one(event)
+        return -score["time_log_density"] - score["type_log_probability"]
+
+    weights = before["weights"].numpy().copy()
+    loss(weights)
+    exact = gradient(model)
+    if kind.get("decoder") == "intensity":  # whose loss has nodes of its own, drawn by chance
+        model.network.nodes = None
+        return assert_gradient_of_drawn_nodes(model, before, event, exact)
+    generator = np.random.default_rng(0)
+    large = np.argsort(-np.abs(exact))[:200]
+    for at in np.concatenate([generator.choice(large, 25), generator.integers(len(weights), size=15)]):
+        step = np.zeros_like(weights)
+        step[at] = 1e-5
+        rise = (loss(weights + step) - loss(weights - step)) / 2e-5
+        assert rise == pytest.approx(exact[at], rel=2e-5, abs=2e-6)
+
+
+def assert_gradient_of_drawn_nodes(model, before, event, exact):
+    """The same, of the loss as the reference writes it."""
+    reference = PromptTPP(model.config, backend="reference")
+    reference.load_state_dict(before)
+    row = reference.keys.rows[reference.keys.slots([event.key])[0]]
+    weights = torch.from_numpy(before["weights"].numpy().copy())
+
+    def loss(at):
+        p = reference.network.parameters(at)
+        reference.arrays["cached"][:] = before["cached"].numpy().reshape(reference.arrays["cached"].shape)
+        past = reference._remember(p, row, fresh=model.config.gradients == "exact")
+        kind = reference.vocabulary[event.type]
+        return reference._score_event(p, past, event.time - float(row["last_time"]), kind)[2].item()
+
+    for at in np.argsort(-np.abs(exact))[:20]:
+        step = torch.zeros_like(weights)
+        step[at] = 1e-5
+        with torch.no_grad():
+            rise = (loss(weights + step) - loss(weights - step)) / 2e-5
+        assert rise == pytest.approx(exact[at], rel=2e-5, abs=2e-6)
+
+
+# Likelihood
+
+
+def frozen(kind=None, **changes):
+    return lively(make(kind, learning_rate=0.0, weight_decay=0.0, **changes))
+
+
+@MAIN_KINDS
+def test_frozen_scores_are_those_of_a_point_process(kind):
+    """Λ is the integral of λ, and a score is log λ - Λ and log(λ_k / λ), at the same history."""
+    model = make(kind)
+    model.learn_many(*some_events(300))
+    row = model.keys.find("key 3")
+    for gap in (0.5, 40.0, 3e4):
+        edges = np.concatenate([[0.0], np.geomspace(1e-6, gap, 3000)])
+        edges = np.unique(np.concatenate([edges, model.counts.edges[model.counts.edges < gap]]))
+        at, weight = np.polynomial.legendre.leggauss(3)
+        nodes = edges[:-1, None] + (at + 1.0) / 2.0 * np.diff(edges)[:, None]
+        rates = model._intensities(row, nodes.ravel())[0].sum(1).reshape(nodes.shape)
+        integral = float(((rates @ weight) / 2.0 * np.diff(edges)).sum())
+        intensities, compensator = model._intensities(row, np.array([gap]))
+        score = model._score(row, float(row["last_time"]) + gap, 1)
+        tight = 1e-6 if model.config.decoder == "bins" else 2e-2  # by nodes at a few places
+        assert compensator[0] == pytest.approx(integral, rel=tight)
+        assert score.compensator == pytest.approx(integral, rel=tight)
+        assert score.time_log_density == pytest.approx(
+            math.log(intensities.sum()) - score.compensator, rel=1e-6
+        )
+        shares = intensities[0] / intensities.sum()
+        assert score.type_log_probability == pytest.approx(math.log(shares[1]), rel=1e-6)
+
+
+@pytest.mark.parametrize("decoder", ["bins", "intensity"])
+def test_scores_and_silences_of_a_frozen_model_sum_to_the_likelihood(decoder, monkeypatch):
+    """Nothing is lost or charged twice: events and the silences between and after them, each once."""
+    monkeypatch.setattr("streamwise.agents.prompt_tpp._WATCHED", 8)
+    times, types, keys = some_events(400)
+    # No floor, which would go on learning; no prompts, which each projection would meet in another state.
+    kind = {"decoder": decoder, "window": 400, "prompts": 0, "floor": "none"}
+    ticking, quiet = frozen(kind, silence_every=3), frozen(kind, silence_every=0)
+    for model in (ticking, quiet):  # smooth enough for the nodes of a piece and of the whole to agree
+        model.arrays["weights"] *= 0.3
+        model.load_state_dict(model.state_dict())
+    end = times[-1] + 1000.0
+    scores = [model.learn_many(times, types, keys) for model in (ticking, quiet)]
+    np.testing.assert_array_equal(scores[0][:, :7], scores[1][:, :7])
+    assert ticking.arrays["progress"][12] > 100
+    tails = sum(
+        quiet._intensities(row, np.array([end - float(row["last_time"])]))[1][0]
+        for row in quiet.keys.rows[: len(quiet.keys)]
+    )
+    total = float(np.nansum(scores[1][:, 1]))
+    charged = total + ticking.charge_silence(end)
+    assert charged == pytest.approx(total - tails, rel=1e-6 if decoder == "bins" else 1e-3)
+    assert quiet.charge_silence(end) == pytest.approx(ticking.charge_silence(end), rel=1e-6)
+    assert tails > 1.0
+
+
+def test_remembering_events_one_by_one_equals_all_at_once():
+    """A frozen model's kept keys and values are those made anew, and a window that is large enough is none."""
+    events = some_events(300, keys=20)
+    stale, exact, larger, small = (
+        frozen(kind, window=window, prompts=0)  # which each projection would meet in another state
+        for kind, window in (({}, 64), ({"gradients": "exact"}, 64), ({}, 128), ({}, 4))
+    )
+    ours = stale.learn_many(*events)
+    np.testing.assert_allclose(ours, exact.learn_many(*events), rtol=1e-9, atol=1e-12)
+    assert stale.arrays["progress"][6] > 100  # hits of the cache
+    shorter = small.learn_many(*events)
+    assert np.nanmax(np.abs(shorter[:, 2] - ours[:, 2])) > 1e-4
+    # The learned offsets by recency begin at zero, so that they are no different in a larger window.
+    for name in stale.network.shapes:
+        if name != "recency":
+            _part(larger, name)[:] = _part(stale, name)
+    larger.load_state_dict(larger.state_dict())
+    np.testing.assert_allclose(larger.learn_many(*events), ours, rtol=1e-9, atol=1e-12)
+
+
+def _part(model, name):
+    """A parameter's place in the flat weights."""
+    sizes = {key: math.prod(shape) for key, shape in model.network.shapes.items()}
+    start = sum(size for key, size in list(sizes.items())[: list(sizes).index(name)])
+    return model.arrays["weights"][start : start + sizes[name]]
+
+
+# Causality
+
+
+@MAIN_KINDS
+def test_a_score_does_not_depend_on_what_comes_after_or_on_polls(kind):
+    times, types, keys = some_events(120)
+    whole = make(kind).learn_many(times, types, keys)
+    cut = make(kind)
+    parts = [cut.learn_many(times[i : i + 7], types[i : i + 7], keys[i : i + 7]) for i in range(0, 77, 7)]
+    np.testing.assert_array_equal(np.concatenate(parts), whole[:77])
+    predicted = cut.predict_one("key 1")
+    cut.learn_one(Event(times[-1], "type 1", "key 2"))
+    assert make(kind).learn_many(times[:77], ["type 4"] * 77, keys[:77])[5, 2] != whole[5, 2]
+    fresh = make(kind)
+    fresh.learn_many(times[:77], types[:77], keys[:77])
+    assert fresh.predict_one("key 1") == predicted
+
+
+# The pool
+
+
+def prompt_keys(model):
+    return _part(model, "prompt_keys").reshape(model.config.prompts, -1)
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_the_pool_moves_at_its_own_pace(every):
+    """Bit-identical for `refresh_every - 1` steps, moved by the next, by what gathered meanwhile."""
+    model = lively(make(refresh_every=every, silence_every=0, group=2, weight_decay=0.0))
+    times, types, keys = some_events(200)
+    pools, bases = [], []
+    for event in zip(times, types, keys, strict=True):
+        model.learn_many(*([x] for x in event))
+        pools.append(np.concatenate([_part(model, name) for name in ("prompt_keys", "prompt_rows")]).copy())
+        bases.append(_part(model, "projection").copy())
+    updates = model.arrays["progress"][2]
+    moved = sum(not np.array_equal(*pair) for pair in zip(pools, pools[1:], strict=False))
+    assert moved == updates // every
+    assert sum(not np.array_equal(*pair) for pair in zip(bases, bases[1:], strict=False)) == updates
+
+
+def test_prompts_that_were_not_selected_have_no_gradient():
+    model = lively(make(group=10**6, silence_every=0, prompts=32))
+    model.learn_many(*some_events(12, keys=2))
+    selected = model.arrays["usage"][:, 1] > 0.0
+    assert 0 < selected.sum() < 32
+    folded = gradient(model)
+    sizes = {name: math.prod(shape) for name, shape in model.network.shapes.items()}
+    rows = folded[len(folded) - sizes["prompt_rows"] :].reshape(32, -1)
+    keys = folded[-sizes["prompt_rows"] - sizes["prompt_keys"] : -sizes["prompt_rows"]].reshape(32, -1)
+    for part in (rows, keys):
+        assert (part[~selected] == 0.0).all()
+        assert (np.abs(part[selected]).max(1) > 0.0).all()
+
+
+def test_the_order_of_prompts_does_not_matter_and_the_pool_does():
+    events = some_events(80)
+    plain, permuted, without = frozen(), frozen(), frozen(prompts=0)
+    order = np.random.default_rng(0).permutation(5)
+    prompt_keys(permuted)[:] = prompt_keys(plain)[order]
+    rows = _part(plain, "prompt_rows").reshape(5, -1)
+    _part(permuted, "prompt_rows").reshape(5, -1)[:] = rows[order]
+    permuted.load_state_dict(permuted.state_dict())
+    scores = plain.learn_many(*events)
+    np.testing.assert_allclose(permuted.learn_many(*events), scores, rtol=1e-9, atol=1e-12)
+    weights = plain.arrays["weights"]
+    without.arrays["weights"][:] = weights[: len(without.arrays["weights"])]
+    without.load_state_dict(without.state_dict())
+    assert not np.allclose(without.learn_many(*events)[:, :3], scores[:, :3], equal_nan=True)
+
+
+def test_balance_and_reuse_bring_prompts_into_use():
+    events = some_events(1500, keys=3)
+    plain, balanced, reused = make(), make(usage_balance=0.5), make(reuse_after=100.0)
+    for model in (plain, balanced, reused):
+        model.learn_many(*events)
+    assert balanced.statistics()["pool_entropy"] > plain.statistics()["pool_entropy"] + 0.05
+    assert reused.statistics()["pool_reused"] > 0.0
+
+
+# State
+
+
+@MAIN_KINDS
+def test_a_run_that_is_resumed_equals_one_that_is_not(kind, tmp_path):
+    """Bit for bit, at any event, with keys on disk, in an open group, and between charges of silence."""
+    times, types, keys = some_events(4000, keys=1500)
+    never = make(kind, keys_in_memory=1024)
+    whole = never.learn_many(times, types, keys)
+    assert never.keys.in_memory < len(never.keys)
+    resumed, scores, start = make(kind), [], 0
+    for end in (3, 1100, 2501, 3333, 4000):
+        scores.append(resumed.learn_many(times[start:end], types[start:end], keys[start:end]))
+        state, start = {name: tensor.clone() for name, tensor in resumed.state_dict().items()}, end
+        resumed = make(kind)
+        resumed.load_state_dict(state)
+    np.testing.assert_array_equal(np.concatenate(scores), whole)
+    for name, tensor in never.state_dict().items():
+        if name not in ("keys.counters", "keys.names", "keys.rows", "keys.slots"):
+            assert torch.equal(tensor, state[name]), name
+
+
+# What it learns
+
+
+def windows(scores, truth, size=2000):
+    regret = truth - scores[:, COLUMN["time_log_density"]] - scores[:, COLUMN["type_log_probability"]]
+    return [float(np.nanmean(regret[i : i + size])) for i in range(0, len(regret), size)]
+
+
+def poisson_events(count, rates, seed, start=1.5e9, keys=1):
+    generator = np.random.default_rng(seed)
+    total = rates.sum()
+    gaps = generator.exponential(1.0 / total, count)
+    kinds = generator.choice(len(rates), count, p=rates / total)
+    truth = np.log(rates[kinds]) - total * gaps  # the log density of each event
+    return (start + np.cumsum(gaps)).tolist(), [str(k) for k in kinds], ["k"] * count, truth
+
+
+@needs_native
+def test_a_poisson_stream_is_learned_to_its_entropy_and_a_doubled_rate_regained():
+    rates = np.array([0.02, 0.05, 0.03])
+    model = PromptTPP()
+    *events, truth = poisson_events(30_000, rates, seed=0)
+    regret = windows(model.learn_many(*events), truth, size=10_000)
+    assert -0.01 < regret[2] < 0.02
+    *events, truth = poisson_events(8_000, 2.0 * rates, seed=1, start=events[0][-1])
+    regret = windows(model.learn_many(*events), truth)
+    assert regret[0] > np.mean(regret[1:])
+    assert -0.01 < np.mean(regret[1:]) < 0.02
+
+
+def test_wrong_settings_are_refused():
+    for changes, message in [
+        ({"width": 20}, "multiple of 16"),
+        ({"window": 3}, "multiple of 2"),
+        ({"types": 200}, "128 or less"),
+        ({"selected": 9}, "9 of 5 prompts"),
+        ({"drift_boost": 0.5}, "use 1.0 or more"),
+        ({"learning_rate": math.nan}, "learning_rate is nan"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            PromptTPPConfig(**{**SMALL, **changes})
+
+
+@needs_native
+def test_the_native_model_refuses_arrays_that_do_not_fit():
+    model = make()
+    kind, spec = model._native_spec()
+    from streamwise.kernels import _native
+
+    rows = model.keys.rows.view(np.uint8).reshape(-1)
+    spec |= {**model.arrays, "keys": rows, "slots": len(model.keys.rows), "capacity": model.config.types}
+    getattr(_native, kind)(spec)
+    for name, wrong, message in [
+        ("weights", np.zeros(5), "weights has the wrong size"),
+        ("weights", model.arrays["weights"].astype(np.float32), "weights is not"),
+        ("width", 24, "multiples of 16"),
+        ("size", 10, "wrong size|size is not"),
+        ("keys", rows[:-8], "keys has the wrong size"),
+        ("selected", 6, "selected is out of range"),
+    ]:
+        with pytest.raises((TypeError, ValueError), match=message):
+            getattr(_native, kind)({**spec, name: wrong})
