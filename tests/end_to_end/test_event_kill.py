@@ -26,6 +26,8 @@ from brokers import kafka_broker, produce, redis_server
 BY_THE_POLL = {  # columns of metrics.parquet
     "wall_time", "events_per_second", "latency_p50_ms", "latency_p99_ms", "lag", "watermark_delay",
     "dead_letters", "keys", "keys_in_memory", "types", "types_overflowed",
+    "gradient_norm", "clipped_share", "cache_hit_rate", "floored", "silence_log_likelihood", "drift_boosts",
+    "pool_entropy", "pool_unused", "pool_mean_cosine", "pool_reused",
 }  # fmt: skip
 LATENESS = 2.0
 SHORT, LONG = (12_000, 3, 1), (200_000, 20, 5)  # events, kills of the process, pauses of the broker
@@ -59,12 +61,18 @@ def log(count, partitions, seed=0):
     return lines, where, events
 
 
-def command(source, directory, events, *more):
-    # The reference back end is slow, so that there is time to be killed in; three thousand keys do not fit.
+# The reference back end is slow, so that there is time to be killed in; three thousand keys do not fit.
+MODELS = {
+    "hawkes": {"backend": "reference"},
+    "prompt-tpp": {"hot-keys": 64, "window": 16, "reuse-after": 500.0, "drift-boost": 2.0},
+}
+
+
+def command(source, directory, events, *more, model="hawkes"):
     flags = {
-        "out": directory, "events": events, "model": "hawkes", "types": 16, "backend": "reference",
-        "keys-in-memory": 1024, "lateness": LATENESS, "idle-seconds": 1e9, "interval": 500,
-        "checkpoint-seconds": 0.1,
+        "out": directory, "events": events, "model": model, "types": 16, "keys-in-memory": 1024,
+        "lateness": LATENESS, "idle-seconds": 1e9, "interval": 500, "checkpoint-seconds": 0.1,
+        **MODELS[model],
     }  # fmt: skip
     return ["ingest", source, *(f"--{name}={value}" for name, value in flags.items()), *more]
 
@@ -128,19 +136,18 @@ def same(one, other):
     return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)  # where NaN equals itself
 
 
-def check(source, events, directory, size, broker=None, flags=(), never=None):
+def check(source, events, directory, size, broker=None, flags=(), never=None, model="hawkes"):
     """Run undisturbed, and killed while the broker is paused now and then; compare."""
     _, kills, pauses = size
-    undisturbed = command(never or source, directory / "never", events)
+    undisturbed = command(never or source, directory / "never", events, model=model)
     seconds = finish(undisturbed, directory / "never.log")
     done = threading.Event()
     pausing = threading.Thread(target=pause_now_and_then, args=(broker, pauses, seconds, done))
     if broker is not None:
         pausing.start()
     try:
-        resumed = kill_and_go_on(
-            command(source, directory / "killed", events, *flags), directory / "killed", kills, seconds
-        )
+        killed = command(source, directory / "killed", events, *flags, model=model)
+        resumed = kill_and_go_on(killed, directory / "killed", kills, seconds)
     finally:
         done.set()
         if broker is not None:
@@ -160,12 +167,13 @@ def pause_now_and_then(broker, pauses, seconds, done):
 
 
 @SIZES
-def test_kafka(tmp_path, size):
+@pytest.mark.parametrize("model", MODELS)
+def test_kafka(tmp_path, size, model):
     lines, partitions, events = log(size[0], 4)
     with kafka_broker() as broker:
         broker.create_topic("clicks", 4)
         produce(broker.address, "clicks", zip(partitions, lines, strict=True))
-        check(f"kafka://{broker.address}/clicks", events, tmp_path, size, broker)
+        check(f"kafka://{broker.address}/clicks", events, tmp_path, size, broker, model=model)
 
 
 @SIZES
