@@ -96,9 +96,11 @@ class PromptNetwork:
 
     def parameters(self, weights: Tensor) -> dict[str, Tensor]:
         """Return the parameters as views of `weights`, one flat tensor."""
-        sizes = [math.prod(shape) for shape in self.shapes.values()]
-        parts = zip(self.shapes.items(), weights.split(sizes), strict=True)
-        return {name: part.view(shape) for (name, shape), part in parts}
+        found, start = {}, 0
+        for name, shape in self.shapes.items():
+            found[name] = weights[start : start + math.prod(shape)].view(shape)
+            start += math.prod(shape)
+        return found
 
     def embedded(self, gaps: Array, times: Array) -> Tensor:
         """Embed times that are `gaps` seconds after the event before them, [times, time features]."""
@@ -147,9 +149,12 @@ class PromptNetwork:
         rows = p["prompt_rows"].view(-1, max(c.rows, 1), 2, c.width)[ids].flatten(0, 1)  # [rows, 2, width]
         expected = self.embedded(np.exp(row["mean_log_gap"])[None], np.array([row["last_time"]]))
         inputs = torch.cat([rows, expected[:, None].expand(len(rows), 2, -1)], 2)
-        weight = p["projection"].unflatten(-1, (3, c.width))[..., 1:, :]  # [heads, layers, inputs, 2, width]
-        bias = p["projection_bias"].unflatten(-1, (3, c.width))[..., 1:, :]
-        return torch.einsum("rci,hlicd->chlrd", inputs, weight) + bias.permute(2, 0, 1, 3)[:, :, :, None]
+        weight = p["projection"].view(c.heads, c.layers, -1, 3, c.width)[..., 1:, :]
+        bias = p["projection_bias"].view(c.heads, c.layers, 3, c.width)[..., 1:, :]
+        made: Tensor = (
+            torch.einsum("rci,hlicd->chlrd", inputs, weight) + bias.permute(2, 0, 1, 3)[:, :, :, None]
+        )
+        return made
 
     def attend(
         self,
@@ -285,7 +290,8 @@ class PromptNetwork:
             weight = np.full(NODES[1], 1.0 / NODES[1])
         gaps = start + bounds[:-1, None] * (end - start) + at * widths[:, None]
         totals = self.rates(p, past, gaps.ravel())[:, :classes].sum(1)
-        return totals @ torch.from_numpy((widths[:, None] * weight).ravel()).to(self.real)
+        integral: Tensor = totals @ torch.from_numpy((widths[:, None] * weight).ravel()).to(self.real)
+        return integral
 
     def log_survival(self, bins: Tensor, gap: float) -> Tensor:
         """Return the logarithm of the probability of a longer gap."""

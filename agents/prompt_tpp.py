@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -142,16 +142,18 @@ class PromptTPPConfig(EventSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        lowest = {
-            "window": 2, "width": 16, "time_width": 2, "layers": 1, "heads": 0, "hidden": 16, "prompts": 0,
-            "group": 1, "refresh_every": 1, "silence_every": 0, "hot_keys": 8, "cache_age": 0,
-            "learning_rate": 0.0, "weight_decay": 0.0, "clip": 1e-9, "matching": 0.0, "usage_balance": 0.0,
-            "reuse_after": 0.0, "drift_boost": 1.0,
+        ranges = {
+            "window": (2, 4096), "width": (16, 128), "time_width": (2, 64), "layers": (1, 8), "heads": (0, 8),
+            "hidden": (16, 1024), "prompts": (0, 1024), "rows": (1, 64), "group": (1, 1_000_000),
+            "refresh_every": (1, 1_000_000), "silence_every": (0, 10**9), "hot_keys": (8, 10**7),
+            "cache_age": (0, 10**9), "learning_rate": (0.0, 10.0), "weight_decay": (0.0, 10.0),
+            "clip": (1e-9, 1e9), "matching": (0.0, 1e3), "usage_balance": (0.0, 1e3),
+            "reuse_after": (0.0, 1e12), "drift_boost": (1.0, 1e3), "seed": (0, 2**62),
         }  # fmt: skip
-        for name, low in lowest.items():
+        for name, (low, high) in ranges.items():
             value = getattr(self, name)
-            if not low <= value < math.inf:
-                raise UsageError(f"{name} is {value}; use {low} or more.")
+            if not low <= value <= high:
+                raise UsageError(f"{name} is {value}; it lies between {low:,} and {high:,}.")
         for name, unit in {"window": 2, "width": 16, "time_width": 2, "hidden": 16, "hot_keys": 8}.items():
             if getattr(self, name) % unit:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be a multiple of {unit}.")
@@ -176,8 +178,12 @@ class PromptTPP(EventModel):
 
     def __init__(self, config: PromptTPPConfig | None = None, **options: Any) -> None:
         config = config or PromptTPPConfig()
-        few = 1024  # keys' states are in our own rows
-        shared = {"types": config.types, "prior_gap": config.prior_gap, "keys_in_memory": few}
+        # The floors' keys are in our own rows.
+        shared: dict[str, Any] = {
+            "types": config.types,
+            "prior_gap": config.prior_gap,
+            "keys_in_memory": 1024,
+        }
         self.counts = Counts(CountsConfig(**shared, memory=config.memory), backend="reference")
         self.hawkes = Hawkes(HawkesConfig(**shared), backend="reference")
         self.hawkes.offset_seconds = self.counts.edges
@@ -210,7 +216,7 @@ class PromptTPP(EventModel):
         real = np.dtype(c.precision)
         self.counts.seen, self.hawkes.seen = self.seen, self.seen
         generator = np.random.Generator(np.random.Philox(c.seed))
-        drawn = {
+        drawn: dict[str, Callable[[Any], Any]] = {
             "embedding": generator.standard_normal,
             "prompt_keys": lambda shape: generator.uniform(-1.0, 1.0, shape),
             "prompt_rows": lambda shape: generator.uniform(-1.0, 1.0, shape),
@@ -305,7 +311,8 @@ class PromptTPP(EventModel):
         of_set = entries[first : first + 8]
         mine = np.flatnonzero(of_set[:, 0] == serial)
         place = first + int(mine[0] if len(mine) else np.argmin(of_set[:, 1]))
-        entry, cache = entries[place], self.arrays["cache"][place]
+        entry = entries[place]
+        cache: NDArray[Any] = self.arrays["cache"][place]
         progress["lookups"] += 1.0
         if len(mine) and events - entry[3] <= 1 and progress["updates"] - entry[2] <= c.cache_age:
             progress["hits"] += 1.0
@@ -339,10 +346,10 @@ class PromptTPP(EventModel):
 
     def _gap_floor(self, row: Any) -> Array:
         """Return what the floors say of the next gap, [bins]."""
-        if self.config.floor == "none":
-            return np.maximum(self.counts.gap_prior, _LEAST)
-        by_counts, by_hawkes = self.counts._mixtures(row["counts"])[1], self._hawkes_bins(row)
-        return np.maximum(self._mixed(1, by_counts, by_hawkes), _LEAST)
+        floor: Array = self.counts.gap_prior
+        if self.config.floor != "none":
+            floor = self._mixed(1, self.counts._mixtures(row["counts"])[1], self._hawkes_bins(row))
+        return np.maximum(floor, _LEAST)
 
     def _hawkes_bins(self, row: Any) -> Array:
         compensator = self.hawkes._intensities(row["hawkes"], self.counts.edges)[1]
@@ -591,8 +598,8 @@ class PromptTPP(EventModel):
         c = self.config
         weights = torch.from_numpy(self.arrays["weights"]).requires_grad_()
         p = self.network.parameters(weights)
-        projection = p["projection"].unflatten(-1, (3, c.width))[:, :, : c.width, 1:]
-        bias = p["projection_bias"].unflatten(-1, (3, c.width))[:, :, 1:]
+        projection = p["projection"].view(c.heads, c.layers, -1, 3, c.width)[:, :, : c.width, 1:]
+        bias = p["projection_bias"].view(c.heads, c.layers, 3, c.width)[:, :, 1:]
         projected = torch.einsum("rci,hlicd->hlcrd", p["prompt_rows"], projection) + bias[..., None, :]
         (gradient,) = torch.autograd.grad((projected * pending).sum(), weights)
         self.arrays["gradients"] += gradient.numpy()
@@ -640,7 +647,7 @@ class PromptTPP(EventModel):
     # Silence.
 
     def _visit(self, now: float, key: str) -> None:
-        """Let the key that was put down longest ago pay for its silence, and put down this one in its place."""
+        """Let the key that was put down longest ago pay for its silence, and put down this one."""
         every = self.config.silence_every
         place = int(self._progress["events"]) // every % len(self.watched)
         name, self.watched[place] = self.watched[place], key

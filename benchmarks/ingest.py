@@ -41,6 +41,8 @@ TYPES, KEYS = 17, 2_000
 class Options:
     """Measure `streamwise ingest` and print tables."""
 
+    models: tuple[str, ...] = ("poisson", "hawkes", "counts")
+    """Which models. prompt-tpp takes a hundred times as long, and is part of `streamwise bench tpp`."""
     events: int = 500_000
     """Events of a throughput run."""
     rate: float = 5_000.0
@@ -137,7 +139,7 @@ def throughput(options: Options, scratch: Path, console: Console) -> None:
         if address:
             sources.append(("kafka, 4 partitions", f"kafka://{address}/events", {"until_end": True}))
         for name, source, more in sources:
-            for model in EVENT_MODELS:
+            for model in options.models:
                 found = run_once(source, model, scratch / "run", **more)
                 table.add_row(
                     name, model, f"{found['events'] / found['seconds']:,.0f}",
@@ -187,7 +189,7 @@ def latency(options: Options, scratch: Path, console: Console) -> None:
     )
     for heading in ("model", "events", "p50 ms", "p99 ms", "greatest ms"):
         table.add_column(heading, justify="left" if heading == "model" else "right")
-    for model in EVENT_MODELS:
+    for model in options.models:
         with kafka_broker() as broker:
             broker.create_topic("steady", 1)
             producer = multiprocessing.get_context("spawn").Process(
@@ -253,7 +255,7 @@ def memory(options: Options, scratch: Path, console: Console) -> None:
         table.add_column(heading, justify="left" if heading in ("model", "") else "right")
     path = scratch / "keys.csv"
     spawn = multiprocessing.get_context("spawn")
-    for model in EVENT_MODELS:
+    for model in options.models:
         with path.open("w") as file:
             file.write("time,type,key\n")
             file.writelines(f"{1.6e9 + i:.0f},{i % TYPES},user{i}\n" for i in range(options.keys))

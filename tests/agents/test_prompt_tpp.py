@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import dataclasses
+import gzip
+import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,6 +95,21 @@ def test_native_equals_reference(kind):
     np.testing.assert_allclose(one.learn_many(*events), other.learn_many(*events), rtol=1e-5, atol=1e-7)
     for name in ("progress", "usage", "floor_weights", "cached"):
         np.testing.assert_allclose(one.arrays[name], other.arrays[name], rtol=1e-5, atol=1e-9)
+
+
+@needs_native
+@pytest.mark.parametrize("instruction_set", ["baseline", "avx2"])
+def test_every_instruction_set_gives_the_same(instruction_set, monkeypatch):
+    here = native_info()
+    if instruction_set == "avx2" and here.instruction_set not in ("avx2", "avx512"):
+        pytest.skip("this processor has no AVX2")
+    events = some_events(300)
+    widest = make()
+    monkeypatch.setattr(
+        "streamwise.agents.prompt_tpp.native_info",
+        lambda: dataclasses.replace(here, instruction_set=instruction_set),
+    )
+    np.testing.assert_allclose(make().learn_many(*events), widest.learn_many(*events), rtol=1e-5, atol=1e-7)
 
 
 @needs_native
@@ -242,7 +262,7 @@ def test_scores_and_silences_of_a_frozen_model_sum_to_the_likelihood(decoder, mo
 
 
 def test_remembering_events_one_by_one_equals_all_at_once():
-    """A frozen model's kept keys and values are those made anew, and a window that is large enough is none."""
+    """A frozen model keeps keys and values as made anew, and a window that is large enough is none."""
     events = some_events(300, keys=20)
     stale, exact, larger, small = (
         frozen(kind, window=window, prompts=0)  # which each projection would meet in another state
@@ -304,9 +324,9 @@ def test_the_pool_moves_at_its_own_pace(every):
         pools.append(np.concatenate([_part(model, name) for name in ("prompt_keys", "prompt_rows")]).copy())
         bases.append(_part(model, "projection").copy())
     updates = model.arrays["progress"][2]
-    moved = sum(not np.array_equal(*pair) for pair in zip(pools, pools[1:], strict=False))
+    moved = sum(not np.array_equal(*pair) for pair in itertools.pairwise(pools))
     assert moved == updates // every
-    assert sum(not np.array_equal(*pair) for pair in zip(bases, bases[1:], strict=False)) == updates
+    assert sum(not np.array_equal(*pair) for pair in itertools.pairwise(bases)) == updates
 
 
 def test_prompts_that_were_not_selected_have_no_gradient():
@@ -400,17 +420,70 @@ def test_a_poisson_stream_is_learned_to_its_entropy_and_a_doubled_rate_regained(
     assert -0.01 < np.mean(regret[1:]) < 0.02
 
 
+TAOBAO = Path(__file__).parents[3] / "shared" / "data" / "taobao" / "events.csv.gz"
+
+
+@needs_native
+@pytest.mark.skipif(not TAOBAO.is_file(), reason="the shopping log is not here")
+def test_a_shopping_log_is_predicted_better_than_by_counts_hawkes_and_a_small_network():
+    """One pass, each event scored before it is learned, gaps in units of 10,000 s.
+
+    The network: two layers over the last eight events, added to a floor of counts, 1.433 nats, 39.8%, +2.39.
+    """
+    with gzip.open(TAOBAO, "rt") as file:
+        rows = sorted(csv.DictReader(file), key=lambda row: float(row["time"]))
+    columns = [[row[name] for row in rows] for name in ("time", "type", "sequence")]
+    scores = PromptTPP().learn_many([float(time) for time in columns[0]], *columns[1:])
+    scores = scores[~np.isnan(scores[:, 0])]
+    mean = {name: scores[:, i].mean() for name, i in COLUMN.items()}
+    error = float((scores[:, COLUMN["predicted_type"]] != scores[:, COLUMN["type"]]).mean())
+    for other in ("counts", "hawkes"):
+        assert mean["time_log_density"] > mean[f"{other}_time_log_likelihood"] + 0.3
+        assert -mean["type_log_probability"] < mean[f"{other}_type_log_loss"] - 0.02
+        assert error < mean[f"{other}_type_error"]
+    assert error < mean["repeat_last_type_error"]
+    assert error < 0.393
+    assert -mean["type_log_probability"] < 1.40
+    assert mean["time_log_density"] + math.log(1e4) > 2.6
+
+
 def test_wrong_settings_are_refused():
     for changes, message in [
         ({"width": 20}, "multiple of 16"),
         ({"window": 3}, "multiple of 2"),
         ({"types": 200}, "128 or less"),
         ({"selected": 9}, "9 of 5 prompts"),
-        ({"drift_boost": 0.5}, "use 1.0 or more"),
+        ({"drift_boost": 0.5}, "between 1.0 and 1,000.0"),
+        ({"width": 256}, "between 16 and 128"),
         ({"learning_rate": math.nan}, "learning_rate is nan"),
     ]:
         with pytest.raises(UsageError, match=message):
             PromptTPPConfig(**{**SMALL, **changes})
+
+
+@needs_native
+@pytest.mark.slow
+def test_memory_does_not_grow_with_keys_or_events(tmp_path):
+    """A million events of 100,000 keys, of which 10,000 are in memory."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        pytest.skip("this system does not say how much memory is resident")
+
+    def resident():
+        (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmRSS")]
+        return int(line.split()[1]) / 1024
+
+    config = PromptTPPConfig(types=16, keys_in_memory=10_000, window=16)
+    model, seen = PromptTPP(config, keys_path=tmp_path / "keys.sqlite"), []
+    generator, start = np.random.default_rng(0), 0.0
+    for _ in range(100):
+        times = start + np.cumsum(generator.exponential(1.0, 10_000))
+        start = float(times[-1])
+        kinds, keys = generator.integers(12, size=10_000), generator.integers(100_000, size=10_000)
+        model.learn_many(times.tolist(), [str(k) for k in kinds], [str(k) for k in keys])
+        seen.append(resident())
+    assert len(model.keys) > 99_000
+    assert seen[-1] - seen[29] < 20.0, seen  # MiB
 
 
 @needs_native
