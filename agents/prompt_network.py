@@ -298,7 +298,7 @@ class PromptNetwork:
         edges = self.edges
         at = int(np.searchsorted(edges, gap, side="right")) - 1
         if at == len(edges) - 1:
-            return bins[at].log() - (gap - edges[at]) / edges[at]
+            return bins[at].log() - float(gap / edges[at] - 1.0)
         left = float((edges[at + 1] - gap) / (edges[at + 1] - edges[at]))
         shorter = bins[:at].sum() + bins[at] * (1.0 - left)
         if shorter.item() < 0.5:  # exact to the last digits of a small compensator

@@ -131,7 +131,7 @@ class PromptTPPConfig(EventSettings):
     """Events after which some key pays for its silence; 0: none does."""
     drift_boost: float = 1.0
     """What the learning rate is multiplied with for 2,000 events after an alarm of drift."""
-    hot_keys: int = 1024
+    hot_keys: int = 512
     """Keys whose projected events are kept; a multiple of 8."""
     cache_age: int = 64
     """Steps after which they are projected anew."""

@@ -49,6 +49,8 @@ class Options:
     """Events a second of the latency run."""
     seconds: float = 20.0
     """How long the latency run takes."""
+    checkpoint_seconds: float = 5.0
+    """Between two checkpoints of the latency run; those of `ingest` are 30 apart unless told otherwise."""
     keys: int = 2_000_000
     """Keys with one event each of the memory run."""
     kafka: bool = True
@@ -213,7 +215,7 @@ def latency(options: Options, scratch: Path, console: Console) -> None:
             total = int(options.rate * options.seconds)
             config: IngestConfig[Any] = IngestConfig(
                 (f"kafka://{broker.address}/steady",), EVENT_MODELS[model].Config(), model=model, out=folder,
-                events=total, checkpoint_seconds=5.0,
+                events=total, checkpoint_seconds=options.checkpoint_seconds,
             )  # fmt: skip
             ingest(config, display=NoDisplay, on_start=watch)
             producer.join()

@@ -62,6 +62,8 @@ def check_finite(
 ) -> None:
     """Raise DivergedError if the state holds NaN or an infinity: such a state is never written."""
     for name, tensor in state.items():
+        if not tensor.is_floating_point():
+            continue
         # A finite sum has finite terms, and takes a fourth of the time.
         if not math.isfinite(tensor.sum().item()) and not torch.isfinite(tensor).all():
             raise DivergedError(
