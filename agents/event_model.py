@@ -118,6 +118,8 @@ class EventModel(ABC):
 
     name: ClassVar[str]
     Config: ClassVar[type[EventSettings]]
+    extras: tuple[str, ...] = ()
+    """Names of the scores after those of `Score`; a model that has some overrides `_learn_chunk`."""
 
     def __init__(
         self,
@@ -177,16 +179,16 @@ class EventModel(ABC):
 
     def learn_one(self, event: Event) -> Metrics:
         """Score one event, then learn from it. Raises ValueError if it lies before the last of its key."""
-        score = Score(*self.learn_many([event.time], [event.type], [event.key])[0].tolist())
-        return score._asdict()
+        scores = self.learn_many([event.time], [event.type], [event.key])[0].tolist()
+        return dict(zip([*Score._fields, *self.extras], scores, strict=True))
 
     def learn_many(self, times: Sequence[float], types: Sequence[str], keys: Sequence[str]) -> Array:
-        """Score and learn events one after the other, as `learn_one` would; return float64 [events, 7].
+        """Score and learn events one after the other, as `learn_one` would; return float64 [events, columns].
 
-        The columns are those of `Score`. Events of one key must be in order of time; raises ValueError if one
-        is not, having learned those before it.
+        The columns are those of `Score` and then `extras`. Events of one key must be in order of time; raises
+        ValueError if one is not, having learned those before it.
         """
-        scores = np.empty((len(times), len(Score._fields)))
+        scores = np.empty((len(times), len(Score._fields) + len(self.extras)))
         for start in range(0, len(times), _CHUNK):
             chunk = slice(start, start + _CHUNK)
             slots = self.keys.slots(keys[chunk])
@@ -238,6 +240,10 @@ class EventModel(ABC):
         """Return the name of a type by its number; "(other)" stands for those that had no room."""
         names = list(self.vocabulary)
         return names[event_type] if event_type < len(names) else OTHER
+
+    def statistics(self) -> dict[str, float]:
+        """Return what else is to be recorded with scores, always by the same names; NaN if unknown."""
+        return {}
 
     # Prediction.
 

@@ -13,7 +13,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
-from streamwise.runs.event_run_data import Compared, EventRun
+from streamwise.runs.event_run_data import Baseline, Compared, EventRun
 from streamwise.runs.figures import (
     COLOURS,
     MUTED,
@@ -24,9 +24,10 @@ from streamwise.runs.figures import (
     svgs,
     sweep_png,
 )
+from streamwise.runs.prequential import PIT_BINS, activity_name
 from streamwise.runs.run_data import Array
 
-__all__ = ["event_png", "event_svgs", "part_width"]
+__all__ = ["baseline_style", "baseline_svgs", "event_png", "event_svgs", "part_width"]
 
 MOST_PARTS = 200  # of the stream, in one line
 MOST_RATES, SHORTEST_RATE_SECONDS = 60, 0.25  # points of a line of speeds; a poll's rows are closed together
@@ -34,19 +35,34 @@ MOST_RATES, SHORTEST_RATE_SECONDS = 60, 0.25  # points of a line of speeds; a po
 
 def event_svgs(runs: Sequence[EventRun], compared: Compared, best: EventRun) -> dict[str, dict[str, Markup]]:
     """Return the drawings of the page: by place in its template, then by title."""
+    calibration = _calibration_panels(runs)
     return {
         "behind": svgs(_difference_panels(runs, compared, best), (4.4, 2.3) if len(runs) > 2 else (6.2, 2.3)),
         "likelihood": svgs(_likelihood_panels(runs), (8.0, 2.9)),
         "parts": svgs(_part_panels(runs), (3.2, 2.3)),
-        "calibration": svgs(_calibration_panels(runs), (4.4, 2.6)),
+        "calibration": svgs(calibration, (3.2, 2.3) if len(calibration) == 3 else (4.4, 2.6)),
+        "activity": svgs(_activity_panels(runs), (3.2, 2.3)),
+        "pool": svgs(_statistic_panels(runs, of_pool=True), (3.4, 2.0)),
+        "itself": svgs(_statistic_panels(runs, of_pool=False), (3.4, 2.0)),
         "speeds": svgs(_speed_panels(runs), (3.4, 2.0)),
     }
 
 
+def baseline_svgs(run: EventRun, compared: Compared) -> dict[str, Markup]:
+    """Return drawings of what a run has over its baselines."""
+    return svgs(_baseline_panels(run, compared.edges), (3.2, 2.3))
+
+
 def event_png(title: str, runs: Sequence[EventRun]) -> bytes:
     """Return the main figures as one."""
-    rows = [(_part_panels(runs), 2.8), (_calibration_panels(runs), 2.8)]
-    return sweep_png(title, _likelihood_panels(runs), rows)
+    rows = [_part_panels(runs)]
+    if len(runs) == 1 and runs[0].baselines:
+        rows.append(_baseline_panels(runs[0], _edges(runs[0])))
+    calibration = list(_calibration_panels(runs).items())
+    columns = 3 if len(calibration) == 3 else 2
+    rows += [dict(calibration[at : at + columns]) for at in range(0, len(calibration), columns)]
+    rows += [panels for panels in (_activity_panels(runs),) if panels]
+    return sweep_png(title, _likelihood_panels(runs), [(panels, 2.8) for panels in rows])
 
 
 def part_width(runs: Sequence[EventRun]) -> str:
@@ -77,11 +93,53 @@ def _part_panels(runs: Sequence[EventRun]) -> Panels:
     }
 
 
-def _calibration_panels(runs: Sequence[EventRun]) -> Panels:
-    return {
-        "Calibration of times (lower is better)": partial(_draw_calibration, runs),
-        "Drift (1 raises an alarm)": partial(_draw_drift, runs),
+def _baseline_panels(run: EventRun, edges: Array) -> Panels:
+    titles = {
+        "log_likelihood": ("Log-likelihood less theirs", "nats an event"),
+        "type_log_loss": ("Type log loss less theirs", "nats an event"),
+        "type_error": ("Type error less theirs", "share of events"),
     }
+    return {
+        title: partial(_draw_baselines, run, name, up, _thinned(edges))
+        for name, (title, up) in titles.items()
+        if any(name in baseline.columns for baseline in run.baselines)
+    }
+
+
+def _calibration_panels(runs: Sequence[EventRun]) -> Panels:
+    panels: Panels = {}
+    if counted := [run for run in runs if run.pit.sum()]:
+        panels["Where gaps fell in what was held likely"] = partial(_draw_pit, counted)
+    panels["Calibration of times (lower is better)"] = partial(_draw_calibration, runs)
+    if counted := [run for run in runs if run.by_confidence[:, 0].sum()]:
+        panels["Calibration of types"] = partial(_draw_type_calibration, counted)
+    panels["Drift (1 raises an alarm)"] = partial(_draw_drift, runs)
+    return panels
+
+
+def _activity_panels(runs: Sequence[EventRun]) -> Panels:
+    counted = [run for run in runs if len(run.by_activity)]
+    titles = {
+        "Time part, by activity": (3, 1.0, "nats"),
+        "Type log loss, by activity": (2, -1.0, "nats"),
+        "Type error, by activity": (1, 1.0, "share of events"),
+    }
+    return {title: partial(_draw_activity, counted, *what) for title, what in titles.items() if counted}
+
+
+def _statistic_panels(runs: Sequence[EventRun], *, of_pool: bool) -> Panels:
+    """Return panels of what models say of themselves where it changes, and of scores that only they have."""
+    panels: Panels = {}
+    for name in dict.fromkeys(name for run in runs for name in run.statistics):
+        told = [run for run in runs if name in run.statistics]
+        if name.startswith("pool_") == of_pool and any(len(set(run.known(name))) > 1 for run in told):
+            title = name.removeprefix("pool_") if of_pool else name
+            panels[title.replace("_", " ")] = partial(_draw_statistic, told, name)
+    for name in dict.fromkeys(name for run in runs for name in run.own_scores):
+        if not of_pool:
+            told = [run for run in runs if name in run.own_scores]
+            panels[name.replace("_", " ")] = partial(_draw_own_score, told, name)
+    return panels
 
 
 def _speed_panels(runs: Sequence[EventRun]) -> Panels:
@@ -106,6 +164,84 @@ def _draw_difference(run: EventRun, best: EventRun, compared: Compared, axes: Ax
     axes.plot(edges[1:], differences, **line_style(run.place), linewidth=1.2)
     _finish(axes, "nats an event")
     _limit(axes, differences, keep=0.0)
+
+
+def baseline_style(place: int) -> dict[str, Any]:
+    """Return the colour and dashes of the baseline at this place; the first colour is that of a lone run."""
+    return line_style(place + 1)
+
+
+def _draw_baselines(run: EventRun, name: str, up: str, edges: Array, axes: Axes) -> None:
+    axes.axhline(0.0, color=MUTED, linewidth=1.0)
+    seen = []
+    for place, baseline in enumerate(run.baselines):
+        leads = run.averages(name, edges) - baseline.averages(name, edges)
+        style = baseline_style(place)
+        axes.plot(edges[1:], leads, **style, linewidth=1.2, label=f"less {_plainly(baseline)}")
+        seen.append(leads)
+    _finish(axes, up)
+    _limit(axes, np.concatenate(seen), keep=0.0)
+
+
+def _plainly(baseline: Baseline) -> str:
+    return baseline.name.replace("_", " ")
+
+
+def _draw_pit(runs: Sequence[EventRun], axes: Axes) -> None:
+    """Draw how many gaps fell into each bin, relative to equally many, and what chance would do to a bin."""
+    edges = np.linspace(0.0, 1.0, PIT_BINS + 1)
+    chance = 1.96 * np.sqrt((PIT_BINS - 1) / min(run.pit.sum() for run in runs))
+    axes.axhspan(1.0 - chance, 1.0 + chance, color=MUTED, alpha=0.3, linewidth=0)
+    axes.axhline(1.0, color=MUTED, linestyle="--", linewidth=1.1)
+    for run in runs:
+        heights, style = PIT_BINS * run.pit / run.pit.sum(), line_style(run.place)
+        if len(runs) == 1:
+            axes.stairs(heights, edges, fill=True, color=style["color"], alpha=0.45)
+        axes.stairs(heights, edges, baseline=None, **style, linewidth=1.3)
+    finish_axes(axes, across="share of what was held likely that lay below")
+    axes.set_xlim(0.0, 1.0)
+    axes.set_ylim(0.0, max(1.5, 1.05 * axes.dataLim.y1))
+    axes.set_ylabel("gaps, relative")
+
+
+def _draw_type_calibration(runs: Sequence[EventRun], axes: Axes) -> None:
+    axes.plot([0.0, 1.0], [0.0, 1.0], color=MUTED, linestyle="--", linewidth=1.1)
+    for run in runs:
+        count, confidence, hits = run.by_confidence[run.by_confidence[:, 0] > 0.0].T
+        axes.plot(confidence / count, hits / count, **line_style(run.place), linewidth=1.2)
+        sizes = 4.0 + 60.0 * count / count.sum()
+        axes.scatter(confidence / count, hits / count, sizes, color=line_style(run.place)["color"])
+    finish_axes(axes, across="probability of the likeliest type")
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_ylabel("how often right")
+
+
+def _draw_activity(runs: Sequence[EventRun], column: int, sign: float, up: str, axes: Axes) -> None:
+    for run in runs:
+        met = run.by_activity[:, 0] > 0.0
+        means = sign * run.by_activity[met, column] / run.by_activity[met, 0]
+        style = line_style(run.place)
+        axes.plot(np.flatnonzero(met), means, **style, linewidth=1.3, marker="o", markersize=3.5)
+    _finish(axes, up)
+    groups = max(len(run.by_activity) for run in runs)
+    shown = range(0, groups, 1 + groups // 8)
+    axes.set_xticks(shown, [activity_name(group).partition("–")[0] for group in shown])
+    axes.set_xlim(-0.3, groups - 0.7)
+    axes.set_xlabel("events of the key before, at least")
+
+
+def _draw_statistic(runs: Sequence[EventRun], name: str, axes: Axes) -> None:
+    for run in runs:
+        _plot_column(axes, run, name, 1.2)
+    _finish(axes, ticks=4)
+
+
+def _draw_own_score(runs: Sequence[EventRun], name: str, axes: Axes) -> None:
+    for run in runs:
+        edges = _edges(run)
+        axes.plot(edges[1:], run.averages(name, edges), **line_style(run.place), linewidth=1.2)
+    _finish(axes, ticks=4)
 
 
 def _draw_score(runs: Sequence[EventRun], name: str, up: str, axes: Axes) -> None:

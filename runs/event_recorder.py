@@ -47,7 +47,8 @@ class EventRecorder:
     """Scores every event, and makes a row of every `interval` of them, exactly.
 
     Scores in a row are of its events, however they were polled. What is merely counted (keys, types, refused
-    records), and what the clock has a part in, is what it is when the row is made, at the end of a poll.
+    records), what the model says of itself, and what the clock has a part in, is what it is when the row is
+    made, at the end of a poll.
 
     Rows and scores wait in memory and travel in checkpoints, as those of `Recorder` do.
     """
@@ -59,7 +60,7 @@ class EventRecorder:
         self.model = model
         self.stream = stream
         self.interval = interval
-        self.scores = Prequential(time_unit)
+        self.scores = Prequential(time_unit, model.extras)
         self.metrics = RowFile(directory / "metrics.parquet")
         self.files = {"metrics": self.metrics}
         self.row: dict[str, Any] = {}  # the last one
@@ -117,6 +118,7 @@ class EventRecorder:
             "keys_in_memory": self.model.keys.in_memory,
             "types": len(self.model.vocabulary),
             "types_overflowed": self.model.overflowed,
+            **{name: float(value) for name, value in self.model.statistics().items()},
         }
         self.metrics.waiting.append(self.row)
         self.scores.close_window()

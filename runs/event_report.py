@@ -12,12 +12,19 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from markupsafe import Markup
 
-from streamwise.runs.event_figures import event_png, event_svgs, part_width
+from streamwise.runs.event_figures import (
+    baseline_style,
+    baseline_svgs,
+    event_png,
+    event_svgs,
+    part_width,
+)
 from streamwise.runs.event_run_data import (
     Compared,
     EventRun,
@@ -27,6 +34,8 @@ from streamwise.runs.event_run_data import (
     plain,
     read_event_runs,
 )
+from streamwise.runs.figures import COLOURS, DASHES
+from streamwise.runs.prequential import activity_name
 from streamwise.runs.report import (
     ReportFiles,
     Row,
@@ -78,10 +87,15 @@ def _page(runs: Sequence[EventRun], compared: Compared) -> str:
         best=best.label,
         differences=_difference_rows(runs, compared, best),
         difference_span=_span_text(compared, compared.last),
+        baselines=[_baseline_part(run, compared) for run in runs if run.baselines],
         width=part_width(runs),
         **event_svgs(runs, compared, best),
+        has_pit=any(run.pit.sum() for run in runs),
         calibration_now=_calibration_text(runs),
         alarms=_alarm_text(runs),
+        type_calibration=_type_calibration_text(runs),
+        activities=_activity_rows([run for run in runs if len(run.by_activity)]),
+        constant=_constant_text(runs),
         types=_type_rows([run for run in runs if len(run.by_type)]),
         influences=[_influence_map(run, run.influence) for run in runs if run.influence is not None],
         refused=_refused_rows(runs),
@@ -181,6 +195,28 @@ def _calibration_text(runs: Sequence[EventRun]) -> str:
     return f"At the end: {', '.join(shown)}; critical is {known[0].rows['ks_critical'][-1]:.3f}."
 
 
+def _type_calibration_text(runs: Sequence[EventRun]) -> str:
+    """The expected calibration error: how far confidence and accuracy are apart, on average over events."""
+    shown = []
+    for run in runs:
+        count, confidence, hits = run.by_confidence.T
+        if count.sum():
+            error = _percent(float(np.abs(confidence - hits).sum() / count.sum()), 1)
+            shown.append(f"{run.label} {error}" if len(runs) > 1 else error)
+    return ", ".join(shown)
+
+
+def _constant_text(runs: Sequence[EventRun]) -> str:
+    """What models said of themselves that never changed."""
+    shown = [
+        (f"{run.label} " if len(runs) > 1 else "") + f"{name.replace('_', ' ')} {number_text(known[0])}"
+        for run in runs
+        for name in run.statistics
+        if len(set(known := run.known(name))) == 1
+    ]
+    return "; ".join(shown)
+
+
 def _alarm_text(runs: Sequence[EventRun]) -> str:
     texts = []
     for run in runs:
@@ -257,6 +293,11 @@ def _score_rows(runs: Sequence[EventRun], compared: Compared) -> list[Row]:
             columns["model"] = [run.label for run in runs]
         for name, (title, text, better) in titles.items():
             columns[title] = _marked([run.between(name, after, until) for run in runs], text, better)
+        for name, share in (("coverage_50", 0.5), ("coverage_90", 0.9)):
+            covered = [run.between(name, after, until) for run in runs]
+            if any(map(math.isfinite, covered)):
+                nearest = partial(min, key=lambda value, share=share: abs(value - share))
+                columns[f"in {share:.0%} interval"] = _marked(covered, partial(_percent, digits=1), nearest)
         columns["KS"] = _marked([median(run.known("ks", after, until)) for run in runs], number_text, min)
         columns["critical"] = [number_text(median(run.known("ks_critical", after, until))) for run in runs]
         rows += [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
@@ -292,6 +333,43 @@ def _difference_rows(runs: Sequence[EventRun], compared: Compared, best: EventRu
     return rows
 
 
+@dataclass(frozen=True)
+class _BaselinePart:
+    """What a run has over its baselines, as the page shows it. legend: name, colour and dashes."""
+
+    label: str
+    rows: list[Row]
+    legend: list[tuple[str, str, str]]
+    drawings: dict[str, Markup]
+
+
+def _baseline_part(run: EventRun, compared: Compared) -> _BaselinePart:
+    rows, legend = [], []
+    for place, baseline in enumerate(run.baselines):
+        windows, _ = compared.windows(run, baseline)
+        interval = compared.interval(run, baseline) if len(windows) else None
+        name = baseline.name.replace("_", " ")
+        rows.append(
+            {
+                "baseline": name,
+                "its log-likelihood": _nats(compared.score(baseline, "log_likelihood")),
+                "its type log loss": _nats(compared.score(baseline, "type_log_loss")),
+                "its type error": _percent(compared.score(baseline, "type_error")),
+                "log-likelihood": _signed(compared.lead(run, baseline, "log_likelihood")),
+                "95% interval": "–" if interval is None else " to ".join(map(_signed, interval)),
+                "windows ahead": f"{np.count_nonzero(windows > 0.0):,} of {len(windows):,}"
+                if len(windows)
+                else "–",
+                "time part": _signed(compared.lead(run, baseline, "time_log_likelihood")),
+                "type log loss": _signed(compared.lead(run, baseline, "type_log_loss")),
+                "type error": _signed(100.0 * compared.lead(run, baseline, "type_error"), "+.2f", " points"),
+            }
+        )
+        style = baseline_style(place)
+        legend.append((name, f"series-{COLOURS.index(style['color'])}", DASHES[style["linestyle"]]))
+    return _BaselinePart(run.label, rows, legend, baseline_svgs(run, compared))
+
+
 def _signed(value: float, form: str = "+.4f", unit: str = "") -> str:
     return f"{value:{form}}{unit}" if math.isfinite(value) else "–"
 
@@ -320,6 +398,32 @@ def _type_rows(runs: Sequence[EventRun]) -> list[Row]:
                 row[f"{name}, {run.label}" if len(runs) > 1 else name] = cell
         if len(runs) == 1:
             row["time log-likelihood"] = number_text(float(means[0][3]))
+        rows.append(row)
+    return rows
+
+
+def _activity_rows(runs: Sequence[EventRun]) -> list[Row]:
+    """Return the scores by how many events the key has had."""
+    if not runs:
+        return []
+    groups = max(len(run.by_activity) for run in runs)
+    tables = [np.pad(run.by_activity, ((0, groups - len(run.by_activity)), (0, 0))) for run in runs]
+    rows = []
+    for group in range(groups):
+        sums = [table[group] for table in tables]
+        means = [column / column[0] if column[0] else np.full(4, math.nan) for column in sums]
+        row = {
+            "events of the key before": activity_name(group),
+            "share": _percent(sums[0][0] / tables[0][:, 0].sum()),
+            "scored events": f"{sums[0][0]:,.0f}",
+        }
+        for name, cells in (
+            ("time part", _marked([float(mean[3]) for mean in means], number_text, max)),
+            ("type log loss", _marked([float(-mean[2]) for mean in means], number_text, min)),
+            ("type error", _marked([float(mean[1]) for mean in means], _percent, min)),
+        ):
+            for run, cell in zip(runs, cells, strict=True):
+                row[f"{name}, {run.label}" if len(runs) > 1 else name] = cell
         rows.append(row)
     return rows
 

@@ -17,11 +17,13 @@ from streamwise.runs.checkpoint import CheckpointError
 from streamwise.runs.config import read_toml
 from streamwise.runs.ingest import load_model
 from streamwise.runs.ingest_config import IngestConfig, is_ingest, load_ingest
+from streamwise.runs.prequential import PIT_BINS, baselines, own_scores
 from streamwise.runs.run_data import Array, read_columns, setting_text
 from streamwise.runs.statistics import bootstrap_interval
 from streamwise.streams import UsageError
 
 __all__ = [
+    "Baseline",
     "Compared",
     "EventRun",
     "Influence",
@@ -39,6 +41,7 @@ OTHER_COLUMNS = (
     "drift_alarms", "latency_p50_ms", "latency_p99_ms", "lag",
 )  # fmt: skip
 COLUMNS = (*OTHER_COLUMNS, *AVERAGES, *(f"{name}_window" for name in AVERAGES))
+COVERAGES = ("coverage_50", "coverage_90")  # which older runs do not have
 NOT_OPTIONS = ("kind", "settings", "versions")
 LIKE_A_SETTING = ("lateness", "buffer", "backend")  # options that may tell runs of one model apart
 
@@ -53,7 +56,7 @@ class Influence(NamedTuple):
 
 @dataclass(eq=False)
 class EventRun:
-    """One run directory. rows: from column to float64 [rows]; by_type: [types, 4], as in `Prequential`."""
+    """One run directory. rows: from column to float64 [rows]; by_type to pit: as in `Prequential`."""
 
     path: Path
     config: IngestConfig[Any]
@@ -62,6 +65,10 @@ class EventRun:
     meta: dict[str, Any] = field(default_factory=dict)  # of the newest checkpoint; empty without one
     names: list[str] = field(default_factory=list)  # of types
     by_type: Array = field(default_factory=lambda: np.zeros((0, 4)))
+    by_activity: Array = field(default_factory=lambda: np.zeros((0, 4)))
+    by_confidence: Array = field(default_factory=lambda: np.zeros((0, 3)))
+    pit: Array = field(default_factory=lambda: np.zeros(PIT_BINS))
+    statistics: list[str] = field(default_factory=list)  # columns that the model adds of its own
     influence: Influence | None = None
     details: list[str] = field(default_factory=list)  # what tells it from other runs of its model
     place: int = 0
@@ -75,6 +82,22 @@ class EventRun:
     def steps(self) -> Array:
         """How many events were learned at the end of every row."""
         return self.rows["step"]
+
+    @property
+    def extras(self) -> list[str]:
+        """The scores that only this model has."""
+        averaged = (name.removesuffix("_fading") for name in self.rows if name.endswith("_fading"))
+        return [name for name in averaged if name not in (*AVERAGES, *COVERAGES)]
+
+    @property
+    def baselines(self) -> list[Baseline]:
+        """What the model was compared with while it learned."""
+        return [Baseline(self, name, columns) for name, columns in baselines(self.extras).items()]
+
+    @property
+    def own_scores(self) -> list[str]:
+        """The extras that have no place of their own in a report."""
+        return own_scores(self.extras)
 
     @property
     def refused(self) -> dict[str, int]:
@@ -98,13 +121,17 @@ class EventRun:
 
         Windows are weighted by how many of their events were scored.
         """
-        weights = np.diff(self.rows["scored"], prepend=0.0)
         values = self.rows[f"{name}_window"]
+        weights = np.where(np.isfinite(values), np.diff(self.rows["scored"], prepend=0.0), 0.0)
         if name == "time_rmse":
             values = values**2
-        sums = np.append(0.0, np.cumsum(np.where(weights > 0.0, weights * values, 0.0)))
+        ends = self._ends(edges)
+        sums, counts = (
+            np.append(0.0, np.cumsum(column))[ends]
+            for column in (np.where(weights > 0.0, weights * values, 0.0), weights)
+        )
         with np.errstate(invalid="ignore"):
-            means: Array = np.diff(sums[self._ends(edges)]) / np.diff(self.scored_at(edges))
+            means: Array = np.diff(sums) / np.diff(counts)
         return np.sqrt(means) if name == "time_rmse" else means
 
     def between(self, name: str, after: float, until: float) -> float:
@@ -115,6 +142,29 @@ class EventRun:
 
     def _ends(self, edges: Array) -> NDArray[np.intp]:
         return np.searchsorted(self.steps, edges, side="right")
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A simpler model that another runs alongside. columns: of the rows of `run`, by the score they hold."""
+
+    run: EventRun
+    name: str
+    columns: dict[str, str]
+
+    def scored_at(self, edges: Array) -> Array:
+        """As of a run: it is scored on the same events."""
+        return self.run.scored_at(edges)
+
+    def averages(self, name: str, edges: Array) -> Array:
+        """As of a run; NaN for a score that it does not have."""
+        if name not in self.columns:
+            return np.full(len(edges) - 1, math.nan)
+        return self.run.averages(self.columns[name], edges)
+
+    def between(self, name: str, after: float, until: float) -> float:
+        """As of a run; NaN for a score that it does not have."""
+        return self.run.between(self.columns[name], after, until) if name in self.columns else math.nan
 
 
 @dataclass(frozen=True)
@@ -147,11 +197,11 @@ class Compared:
         """Its end."""
         return float(self.edges[-1])
 
-    def score(self, run: EventRun, name: str) -> float:
+    def score(self, run: EventRun | Baseline, name: str) -> float:
         """Return a score over the span that decides."""
         return run.between(name, self.last, self.until)
 
-    def lead(self, run: EventRun, other: EventRun, name: str) -> float:
+    def lead(self, run: EventRun, other: EventRun | Baseline, name: str) -> float:
         """Return what a run has over another in such a score."""
         return self.score(run, name) - self.score(other, name)
 
@@ -164,19 +214,25 @@ class Compared:
 
         return max(runs, key=value)
 
-    def windows(self, run: EventRun, other: EventRun) -> tuple[Array, Array]:
+    def windows(self, run: EventRun, other: EventRun | Baseline) -> tuple[Array, Array]:
         """Return the lead in log-likelihood in every window of that span, and the windows' weights."""
         edges = self.edges[self.edges >= self.last]
         leads = run.averages("log_likelihood", edges) - other.averages("log_likelihood", edges)
         known = np.isfinite(leads)
         return leads[known], np.diff(other.scored_at(edges))[known]
 
-    def interval(self, run: EventRun, other: EventRun) -> tuple[float, float] | None:
+    def interval(self, run: EventRun, other: EventRun | Baseline) -> tuple[float, float] | None:
         """Return the 95% interval of the lead in log-likelihood; None for a single window."""
         leads, weights = self.windows(run, other)
         if len(leads) < 2:
             return None
-        low, high = bootstrap_interval(leads * weights / weights.mean(), np.mean)
+
+        def mean(drawn: Array, axis: int) -> Array:
+            windows = drawn.astype(np.intp)
+            found: Array = (leads * weights)[windows].sum(axis) / weights[windows].sum(axis)
+            return found
+
+        low, high = bootstrap_interval(np.arange(len(leads)), mean)
         return float(low), float(high)
 
 
@@ -212,13 +268,22 @@ def _read(path: Path) -> EventRun:
         raise UsageError(f"{path} has no rows of metrics yet; let it go on for a minute, or to its end.")
     if np.any(np.diff(rows["step"]) <= 0):
         raise UsageError(f"{path / 'metrics.parquet'}: its steps fall; it holds the rows of two runs.")
+    for name in COVERAGES:
+        for column in (name, f"{name}_window"):
+            rows.setdefault(column, np.full(len(rows["step"]), math.nan))
     run = EventRun(path, config, read_toml(path / "config.toml"), rows)
     try:
         model, checkpoint = load_model(path)
     except CheckpointError:
         return run
     run.meta = checkpoint.meta
-    run.by_type = np.array(run.meta["recorder"]["scores"]["by_type"], np.float64).reshape(-1, 4)
+    scores = run.meta["recorder"]["scores"]
+    run.by_type = np.array(scores["by_type"], np.float64).reshape(-1, 4)
+    if "pit" in scores:
+        run.by_activity = np.array(scores["by_activity"], np.float64).reshape(-1, 4)
+        run.by_confidence = np.array(scores["by_confidence"], np.float64)
+        run.pit = np.array(scores["pit"], np.float64)
+    run.statistics = [name for name in model.statistics() if name in rows]
     seen = int(model.seen[0])
     run.names = [model.type_name(i) for i in range(max(seen, len(run.by_type)))]
     if isinstance(model, Hawkes) and seen:
@@ -239,12 +304,15 @@ def _convert_times(run: EventRun, unit: float) -> None:
     own = run.config.time_unit
     if own == unit:
         return
+    shift = math.log(unit / own)
     for suffix in ("", "_window"):
-        for name in ("log_likelihood", "time_log_likelihood"):
-            run.rows[name + suffix] = run.rows[name + suffix] + math.log(unit / own)
+        for name in (*AVERAGES, *run.extras):
+            if name.endswith("log_likelihood"):
+                run.rows[name + suffix] = run.rows[name + suffix] + shift
         for name in ("time_rmse", "time_mae"):
             run.rows[name + suffix] = run.rows[name + suffix] * (own / unit)
-    run.by_type[:, 3] += run.by_type[:, 0] * math.log(unit / own)
+    for table in (run.by_type, run.by_activity):
+        table[:, 3] += table[:, 0] * shift
 
 
 def _add_details(runs: Sequence[EventRun]) -> None:

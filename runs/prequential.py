@@ -6,13 +6,16 @@ All sums are added one event after the other, so that they do not depend on how 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Prequential", "ks_distance"]
+from streamwise.agents.event_model import Score
+from streamwise.streams import UsageError
+
+__all__ = ["PIT_BINS", "Prequential", "activity_name", "baselines", "ks_distance", "own_scores"]
 
 Array = NDArray[np.float64]
 
@@ -21,59 +24,114 @@ _KS_CRITICAL = 1.358  # times 1/sqrt(n): exceeded by 5% of samples from the true
 _DRIFT_SLACK, _DRIFT_THRESHOLD, _DRIFT_CLIP = 0.1, 100.0, 5.0  # in standard deviations of the log-likelihood
 _DRIFT_WARM_UP = 500  # events before the first alarm, and after each
 
+PIT_BINS = 20
+_PIT_EDGES = -np.log1p(-np.arange(1, PIT_BINS) / PIT_BINS)  # compensators between the bins
+_INTERVALS = {"coverage_50": (5, 15), "coverage_90": (1, 19)}  # from which bin to which, without the last
+_CONFIDENCE_BINS = 10
+
+_FADING = 0.999  # the weight of an event, relative to the next
+_BLOCK = 4_096  # scored events between two changes of the unit of fading sums
+_WEIGHTS = np.cumprod(np.full(_BLOCK, 1.0 / _FADING))  # of the events of a block, in its unit
+
 _SUMS = ("scored", "time", "type", "error", "square", "absolute")
+_LIKELIHOOD = "log_likelihood"  # how the names of columns end that depend on the unit of time
 
 
 class Prequential:
-    """Running scores, overall, by type, and since the last `close_window`.
+    """Running scores: overall, since the last `close_window`, fading (factor 0.999), and by groups of events.
 
     A key's first event has no gap and is not scored. time_unit: seconds in the unit that gaps are given in;
     log-likelihoods of times depend on it. Memory does not depend on the number of events.
 
     calibration: if the model is true, the compensators between a key's events are draws from Exp(1); the
     Kolmogorov-Smirnov distance of the last 1,000 from it is reported, with the distance that would be
-    exceeded by chance once in twenty times (Brown et al. 2002, "The time-rescaling theorem"). Drift: a
-    Page-Hinkley test (Page 1954) of the standardized negative log-likelihood, whose alarm starts it afresh.
+    exceeded by chance once in twenty times (Brown et al. 2002, "The time-rescaling theorem"). The shares of
+    such a draw below the actual one (PIT) are counted in 20 bins; they are uniform if the model is true.
+    Drift: a Page-Hinkley test (Page 1954) of the standardized negative log-likelihood, whose alarm starts it
+    afresh.
+
+    extras: the names of the columns that a model adds to those of `Score`. They are averaged like the others,
+    NaN left out. One that ends in "log_likelihood" is of gaps in seconds. "confidence" is the probability of
+    the predicted type, and "key_events" how many events the key has had; both group events, too. For
+    "NAME_log_likelihood", "NAME_time_log_likelihood", "NAME_type_log_loss" and "NAME_type_error", see
+    `baselines`.
     """
 
-    def __init__(self, time_unit: float = 1.0) -> None:
+    def __init__(self, time_unit: float = 1.0, extras: Sequence[str] = ()) -> None:
         self.time_unit = time_unit
+        self.extras = tuple(extras)
         self.events = 0
-        self.total = np.zeros(len(_SUMS))
-        self.window = np.zeros(len(_SUMS))
+        self._others = (*_INTERVALS, *self.extras)
+        # Sums, those of the others, and how many values of each of these were known.
+        self.total, self.window, self.fading = np.zeros((3, len(_SUMS) + 2 * len(self._others)))
         self.by_type = np.zeros((0, 4))  # scored, errors, type and time log-likelihoods
+        self.by_activity = np.zeros((0, 4))  # the same by the logarithm of key_events to the base of 2
+        self.by_confidence = np.zeros((_CONFIDENCE_BINS, 3))  # scored, confidence, hits
+        self.pit = np.zeros(PIT_BINS, np.int64)
         self.residuals = np.zeros(_RESIDUALS)
         self._drift = np.zeros(5)  # events, sum and sum of squares of the loss; the walk, its minimum
         self.drift_alarms = 0
         self.last_alarm: int | None = None  # the event that raised it
+        self._shifts = np.array([math.log(time_unit) * name.endswith(_LIKELIHOOD) for name in self.extras])
 
     def add(self, scores: Array) -> None:
-        """Take the scores of some events into account, float64 [events, 7], as `learn_many` gives them."""
-        gap, time, kind, compensator, predicted, predicted_gap, actual = scores.T
-        scored = ~np.isnan(gap)
+        """Take the scores of some events into account, float64 [events, columns], as `learn_many` gives them.
+
+        The columns are those of `Score`, and the extras.
+        """
         before = self.events
         self.events += len(scores)
-        if not scored.any():
+        where = np.flatnonzero(~np.isnan(scores[:, 0]))
+        if not len(where):
             return
-        where = np.flatnonzero(scored)
-        time, kind = time[where] + math.log(self.time_unit), kind[where]
-        wrong = (predicted[where] != actual[where]).astype(np.float64)
-        miss = (predicted_gap[where] - gap[where]) / self.time_unit
-        added = np.stack([np.ones(len(where)), time, kind, wrong, miss * miss, np.abs(miss)], axis=1)
-        self.total = np.cumsum(np.vstack([self.total, added]), axis=0)[-1]
-        self.window = np.cumsum(np.vstack([self.window, added]), axis=0)[-1]
-        self._add_by_type(actual[where].astype(np.int64), wrong, kind, time)
-        newest = where[-_RESIDUALS:]
+        scored = scores[where]
+        gap, time, kind, compensator, predicted, predicted_gap, actual = scored[:, : len(Score._fields)].T
+        time = time + math.log(self.time_unit)
+        wrong = (predicted != actual).astype(np.float64)
+        miss = (predicted_gap - gap) / self.time_unit
+        ones = np.ones(len(where))
+        bins = np.searchsorted(_PIT_EDGES, compensator, side="right")
+        inside = [(first <= bins) & (bins < end) for first, end in _INTERVALS.values()]
+        extras = scored[:, len(Score._fields) :] + self._shifts
+        others = np.column_stack([*inside, extras])
+        known = ~np.isnan(others)
+        columns = [ones, time, kind, wrong, miss * miss, np.abs(miss), np.where(known, others, 0.0), known]
+        added = np.column_stack(columns)
+        self._fade(added)
+        self.total = _summed(self.total, added)
+        self.window = _summed(self.window, added)
+
+        groups = np.stack([ones, wrong, kind, time], axis=1)
+        self.by_type = _grouped(self.by_type, actual.astype(np.int64), groups)
+        for name, column in zip(self.extras, extras.T, strict=True):
+            is_known = ~np.isnan(column)
+            values = column[is_known]
+            if name == "confidence":
+                tenths = np.minimum((_CONFIDENCE_BINS * values).astype(np.int64), _CONFIDENCE_BINS - 1)
+                hits = np.stack([ones[is_known], values, 1.0 - wrong[is_known]], axis=1)
+                self.by_confidence = _grouped(self.by_confidence, tenths, hits)
+            elif name == "key_events":
+                doublings = np.frexp(np.maximum(values, 1.0))[1] - 1
+                self.by_activity = _grouped(self.by_activity, doublings, groups[is_known])
+
+        self.pit += np.bincount(bins, minlength=PIT_BINS)
+        newest = compensator[-_RESIDUALS:]
         first = int(self.total[0]) - len(newest)
-        self.residuals[(first + np.arange(len(newest))) % _RESIDUALS] = compensator[newest]
+        self.residuals[(first + np.arange(len(newest))) % _RESIDUALS] = newest
         self._watch_drift(-(time + kind), before + where + 1)
 
-    def _add_by_type(self, types: NDArray[np.int64], *columns: Array) -> None:
-        if types.max() >= len(self.by_type):
-            grown = np.zeros((int(types.max()) + 1, 4))
-            grown[: len(self.by_type)] = self.by_type
-            self.by_type = grown
-        np.add.at(self.by_type, types, np.stack([np.ones(len(types)), *columns], axis=1))
+    def _fade(self, added: Array) -> None:
+        """Go on with S <- 0.999 S + x, in units of what an event weighs just before its block of events.
+
+        In these units nothing fades, so that sums are merely sums; averages are quotients and have no unit.
+        """
+        at = int(self.total[0]) % _BLOCK
+        while len(added):
+            part = added[: _BLOCK - at]
+            self.fading = _summed(self.fading, part * _WEIGHTS[at : at + len(part), None])
+            added, at = added[len(part) :], at + len(part)
+            if at == _BLOCK:
+                self.fading, at = self.fading / _WEIGHTS[-1], 0
 
     def _watch_drift(self, losses: Array, events: NDArray[np.int64]) -> None:
         while len(losses):
@@ -104,20 +162,33 @@ class Prequential:
         return float(min((self._drift[3] - self._drift[4]) / _DRIFT_THRESHOLD, 1.0))
 
     def scores(self) -> dict[str, float]:
-        """Return the scores so far, and with the suffix `_window` those since the last `close_window`.
+        """Return the scores so far, and with suffixes those since the last `close_window`, and fading ones.
 
         Averages over scored events: log_likelihood = time_log_likelihood - type_log_loss, in nats;
-        type_error, a share; time_rmse and time_mae, in time units. NaN where nothing was scored yet.
+        type_error, a share; time_rmse and time_mae, in time units; coverage_50 and coverage_90, the shares of
+        gaps within the central intervals of these probabilities; the extras. All of them also with `_window`
+        and `_fading`. NaN where nothing was scored yet.
         """
-        window = {f"{name}_window": value for name, value in _averages(self.window).items()}
+        found: dict[str, float] = {"events": self.events, "scored": int(self.total[0])}
+        for suffix, sums in (("", self.total), ("_window", self.window), ("_fading", self.fading)):
+            found |= {f"{name}{suffix}": value for name, value in self._averages(sums).items()}
+        return {**found, **self.calibration(), "drift": self.drift, "drift_alarms": self.drift_alarms}
+
+    def _averages(self, sums: Array) -> dict[str, float]:
+        scored, time, kind, errors, square, absolute, *others = sums.tolist()
+        scored = scored or math.nan
+        totals, counts = others[: len(self._others)], others[len(self._others) :]
         return {
-            "events": self.events,
-            "scored": int(self.total[0]),
-            **_averages(self.total),
-            **window,
-            **self.calibration(),
-            "drift": self.drift,
-            "drift_alarms": self.drift_alarms,
+            "log_likelihood": (time + kind) / scored,
+            "time_log_likelihood": time / scored,
+            "type_log_loss": -kind / scored,
+            "type_error": errors / scored,
+            "time_rmse": math.sqrt(square / scored) if scored > 0 else math.nan,
+            "time_mae": absolute / scored,
+            **{
+                name: total / (count or math.nan)
+                for name, total, count in zip(self._others, totals, counts, strict=True)
+            },
         }
 
     def calibration(self) -> dict[str, float]:
@@ -129,26 +200,34 @@ class Prequential:
 
     def type_scores(self) -> dict[str, Array]:
         """Return the scores by the true type, arrays [types] in the order of first appearance."""
-        count, errors, kind, time = self.by_type.T
+        return _group_scores(self.by_type)
+
+    def activity_scores(self) -> dict[str, Array]:
+        """Return the scores by how many events the key has had, arrays [groups]; see `activity_name`."""
+        return _group_scores(self.by_activity)
+
+    def type_calibration(self) -> dict[str, Array]:
+        """Return by tenths of confidence, arrays [10]: scored, confidence, a mean, and accuracy, a share."""
+        count, confidence, hits = self.by_confidence.T
         with np.errstate(invalid="ignore"):
-            return {
-                "scored": count,
-                "type_error": errors / count,
-                "type_log_loss": -kind / count,
-                "time_log_likelihood": time / count,
-            }
+            return {"scored": count, "confidence": confidence / count, "accuracy": hits / count}
 
     def close_window(self) -> None:
         """Begin the next window."""
-        self.window = np.zeros(len(_SUMS))
+        self.window = np.zeros_like(self.window)
 
     def state(self) -> dict[str, Any]:
         """Return everything as JSON."""
         return {
             "events": self.events,
+            "extras": list(self.extras),
             "total": self.total.tolist(),
             "window": self.window.tolist(),
+            "fading": self.fading.tolist(),
             "by_type": self.by_type.tolist(),
+            "by_activity": self.by_activity.tolist(),
+            "by_confidence": self.by_confidence.tolist(),
+            "pit": self.pit.tolist(),
             "residuals": self.residuals.tolist(),
             "drift": self._drift.tolist(),
             "drift_alarms": self.drift_alarms,
@@ -156,12 +235,56 @@ class Prequential:
         }
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state`."""
+        """Go on from a `state`. Raises UsageError if it is of a model with other extras."""
+        extras = state.get("extras", [])
+        if extras != list(self.extras):
+            raise UsageError(
+                f"the run has scores of {', '.join(extras) or 'no extras'}, and its model now gives "
+                f"{', '.join(self.extras) or 'none'}; begin it anew with another --out."
+            )
         self.events, self.drift_alarms = state["events"], state["drift_alarms"]
         self.last_alarm = state["last_alarm"]
-        self.total, self.window = np.array(state["total"]), np.array(state["window"])
         self.by_type = np.array(state["by_type"]).reshape(-1, 4)
         self.residuals, self._drift = np.array(state["residuals"]), np.array(state["drift"])
+        kept = len(state["total"])  # runs once kept less than now; the rest begins where they go on
+        self.total[:kept], self.window[:kept] = state["total"], state["window"]
+        if "fading" not in state:
+            return
+        self.fading = np.array(state["fading"])
+        self.by_activity = np.array(state["by_activity"]).reshape(-1, 4)
+        self.by_confidence, self.pit = np.array(state["by_confidence"]), np.array(state["pit"])
+
+
+def baselines(columns: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Return the columns, by score, of every baseline that a model runs alongside, by its name.
+
+    >>> baselines(["confidence", "counts_type_error", "counts_time_log_likelihood"])
+    {'counts': {'type_error': 'counts_type_error', 'time_log_likelihood': 'counts_time_log_likelihood'}}
+    """
+    found: dict[str, dict[str, str]] = {}
+    for column in columns:
+        for score in ("time_log_likelihood", "log_likelihood", "type_log_loss", "type_error"):
+            name = column.removesuffix(f"_{score}")
+            if name != column:
+                found.setdefault(name, {})[score] = column
+                break
+    return found
+
+
+def own_scores(extras: Iterable[str]) -> list[str]:
+    """Return the extras that are averages and no more: not of a baseline, nor how active keys are."""
+    extras = list(extras)
+    used = {column for columns in baselines(extras).values() for column in columns.values()} | {"key_events"}
+    return [name for name in extras if name not in used]
+
+
+def activity_name(group: int) -> str:
+    """Return how many events the keys of a group by activity have had.
+
+    >>> [activity_name(group) for group in range(4)]
+    ['1', '2–3', '4–7', '8–15']
+    """
+    return f"{2**group:,}–{2 ** (group + 1) - 1:,}" if group else "1"
 
 
 def ks_distance(residuals: Array) -> float:
@@ -172,15 +295,26 @@ def ks_distance(residuals: Array) -> float:
     return float(max(np.max(steps[1:] - below), np.max(below - steps[:-1])))
 
 
-def _averages(sums: Array) -> dict[str, float]:
-    scored, time, kind, errors, square, absolute = sums.tolist()
-    if not scored:
-        scored = math.nan
-    return {
-        "log_likelihood": (time + kind) / scored,
-        "time_log_likelihood": time / scored,
-        "type_log_loss": -kind / scored,
-        "type_error": errors / scored,
-        "time_rmse": math.sqrt(square / scored) if scored > 0 else math.nan,
-        "time_mae": absolute / scored,
-    }
+def _summed(sums: Array, added: Array) -> Array:
+    """Return sums [columns] to which rows were added, one after the other."""
+    summed: Array = np.cumsum(np.vstack([sums, added]), axis=0)[-1]
+    return summed
+
+
+def _grouped(table: Array, groups: NDArray[np.integer[Any]], added: Array) -> Array:
+    """Return a table [groups, columns] to whose rows others were added, one after the other; it grows."""
+    grown = np.zeros((max(len(table), int(groups.max(initial=-1)) + 1), table.shape[1]))
+    grown[: len(table)] = table
+    np.add.at(grown, groups, added)
+    return grown
+
+
+def _group_scores(table: Array) -> dict[str, Array]:
+    count, errors, kind, time = table.T
+    with np.errstate(invalid="ignore"):
+        return {
+            "scored": count,
+            "type_error": errors / count,
+            "type_log_loss": -kind / count,
+            "time_log_likelihood": time / count,
+        }

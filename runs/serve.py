@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise, takewhile
@@ -29,6 +29,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from streamwise.agents.event_model import Array, Score, UnknownKeyError
+from streamwise.runs.prequential import baselines, own_scores
 from streamwise.streams import UsageError
 from streamwise.streams.event_stream import EventBatch
 
@@ -61,7 +62,10 @@ _SCORES = {  # name in the scores, and what it is
     "type_error": "Share of events that were not of the type thought most likely.",
     "time_rmse": "Root of the mean squared error of the expected gap, in the run's time unit.",
     "time_mae": "Mean absolute error of the expected gap, in the run's time unit.",
+    "coverage_50": "Share of gaps within the central interval that should hold 50% of them.",
+    "coverage_90": "Share of gaps within the central interval that should hold 90% of them.",
 }
+_OVER = {"all": "", "last": "_window", "fading": "_fading"}  # which events, and the suffix of their scores
 _COUNTERS = {
     "events": "Events learned, over all resumptions of the run.",
     "drift_alarms": "Alarms of the drift test.",
@@ -203,6 +207,7 @@ class Watch:
             recorder, model = run.recorder, run.model
             scores = recorder.scores.scores()
             row = recorder.row or scores
+            shown = [*_SCORES, *model.extras]
             now = time.monotonic()
             counts = [*self._counts, (now, recorder.step)]
             before, events = counts[max(len(counts) - 1 - _RATE_OVER, 0)]
@@ -214,9 +219,13 @@ class Watch:
                 "seconds_since_last_event": self._since_last_event(now),
                 "seconds_since_last_turn": now - self.heartbeat,
                 "scores": {
-                    "all": {name: scores[name] for name in _SCORES},
-                    "last": {name: row[f"{name}_window"] for name in _SCORES},
+                    over: {
+                        name: (row if over == "last" else scores).get(f"{name}{suffix}", math.nan)
+                        for name in shown
+                    }
+                    for over, suffix in _OVER.items()
                 },
+                "statistics": model.statistics(),
                 **{name: scores[name] for name in ("ks", "ks_critical", "drift", "drift_alarms")},
                 "last_alarm": recorder.scores.last_alarm,
                 "lag": self.lag,
@@ -247,6 +256,7 @@ class Watch:
             newest = list(self._newest)
             letters = self.letters
             elapsed = run.recorder.elapsed
+            pit = run.recorder.scores.pit.tolist()
         now, clock = time.monotonic(), time.time()
         rates = [
             (clock - (now - until), (events - before) / (until - since))
@@ -261,6 +271,11 @@ class Watch:
             "time_unit": self.run.config.time_unit,
             "rates": rates,
             "history": {"columns": _COLUMNS, "rows": rows},
+            "pit": pit,
+            "own_scores": {
+                name: state["scores"]["fading"][name] for name in own_scores(self.run.model.extras)
+            },
+            "baselines": _leads(state["scores"]["fading"], self.run.model.extras),
             "by_type": types,
             "dead_letters": {
                 "total": sum(self.refused.values()),
@@ -307,21 +322,43 @@ class Watch:
             refused.add_metric([reason], count)
         yield refused
 
-        gauges: list[tuple[str, str, str, Mapping[str, float | None]]] = [
-            (name, text, "", {"": figures[name]}) for name, text in _GAUGES.items()
+        # Name, what it is, the names of its labels, and values by labels.
+        gauges: list[tuple[str, str, Sequence[str], Mapping[Any, float | None]]] = [
+            (name, text, (), {(): figures[name]}) for name, text in _GAUGES.items()
         ]
+        scores = figures["scores"]
+        over_what = "Over all events, the last full row, and fading by 0.999 an event."
         for name, text in _SCORES.items():
-            by_window = {window: figures["scores"][window][name] for window in ("all", "last")}
-            gauges.append((name, f"{text} Over all events, and the last full row.", "window", by_window))
+            by_window = {(over,): scores[over][name] for over in _OVER}
+            gauges.append((name, f"{text} {over_what}", ("window",), by_window))
+        others = {(name, over): scores[over][name] for name in self.run.model.extras for over in _OVER}
+        gauges.append(("score", "Averages that only this model has.", ("score", "window"), others))
+        statistics = {(name,): value for name, value in figures["statistics"].items()}
+        gauges.append(("statistic", "What this model says of itself.", ("statistic",), statistics))
         text = "From the poll of an event until it was learned, over the last full row."
-        gauges.append(("latency_seconds", text, "quantile", figures["latency"]))
-        for name, text, label, values in gauges:
-            family = GaugeMetricFamily(f"streamwise_{name}", text, labels=[label] if label else [])
+        latencies = {(share,): value for share, value in figures["latency"].items()}
+        gauges.append(("latency_seconds", text, ("quantile",), latencies))
+        for name, text, labels, values in gauges:
+            family = GaugeMetricFamily(f"streamwise_{name}", text, labels=labels)
             for of, value in values.items():
                 if value is not None and math.isfinite(value):
-                    family.add_metric([of] if label else [], value)
+                    family.add_metric(of, value)
             if family.samples:
                 yield family
+
+
+def _leads(scores: Mapping[str, float], extras: Iterable[str]) -> list[dict[str, Any]]:
+    """Return by how much the model is better than each of its baselines, by score."""
+    return [
+        {"name": name}
+        | {
+            score: scores[column] - scores[score]
+            if score in ("type_log_loss", "type_error")
+            else scores[score] - scores[column]
+            for score, column in columns.items()
+        }
+        for name, columns in baselines(extras).items()
+    ]
 
 
 class BusyError(RuntimeError):

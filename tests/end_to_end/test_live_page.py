@@ -323,6 +323,38 @@ def test_a_chart_names_the_value_under_the_pointer(ingest, browser):
     page.close()
 
 
+@pytest.mark.parametrize("size", [DESKTOP, (360, 640)], ids=lambda size: f"{size[0]} px")
+def test_scores_and_what_only_some_models_tell_are_shown_and_fit(ingest, browser, size):
+    page = browser.open(ingest.url, size)
+    page.wait(LIVE)
+    page.wait("document.querySelectorAll('#pit-chart .bin').length === 20")
+    cells = (
+        "[...document.querySelectorAll('#{} tr')].map(row => [...row.cells].map(cell => cell.textContent))"
+    )
+    scores = page.evaluate(cells.format("scores"))
+    assert [row[0] for row in scores] == [
+        "Log-likelihood", "Its time part", "Type log loss", "Type error", "RMSE of gaps", "MAE of gaps",
+        "In 50% interval", "In 90% interval",
+    ]  # fmt: skip
+    assert all(re.fullmatch(r"−?[\d.,]+[%KMG]?", cell) for row in scores for cell in row[1:])
+    cut = "[...document.querySelectorAll('#scores td')].filter(cell => cell.scrollWidth > cell.clientWidth)"
+    assert page.evaluate(f"{cut}.length") == 0
+    shown = "document.getElementById('{}').checkVisibility()"
+    assert not page.evaluate(shown.format("baselines-part"))
+    assert not page.evaluate(shown.format("statistics-part"))
+
+    lead = {"name": f"a_{HOSTILE}", "log_likelihood": 0.25, "type_error": -0.5}
+    told = {"baselines": [lead], "statistics": {"pool_entropy": 2.34567, f"x_{HOSTILE}": None}}
+    page.evaluate("show = (show => state => show({...state, ..." + json.dumps(told) + "}))(show)")
+    page.wait(shown.format("statistics-part"))
+    assert page.evaluate(cells.format("baselines")) == [[f"a {HOSTILE}", "+0.250", "–", "−50.0%"]]
+    assert page.text("statistics").split("\n")[:2] == ["pool entropy", "2.346"]
+    assert page.evaluate("document.querySelectorAll('img').length") == 0
+    assert page.evaluate(OVERFLOW) <= 0
+    assert page.errors == []
+    page.close()
+
+
 def luminance(colour):
     """Return the relative luminance of #rrggbb (WCAG 2.2)."""
     channels = [int(colour[i : i + 2], 16) / 255.0 for i in (1, 3, 5)]
@@ -359,7 +391,7 @@ def test_every_control_has_a_name_and_only_few_places_interrupt_a_reader(ingest,
     assert of_role["textbox"] == ["Key"]
     assert of_role["spinbutton"] == ["Within"]
     assert of_role["combobox"] == ["Unit of time"]
-    assert len(of_role["image"]) == 3
+    assert len(of_role["image"]) == 4
     assert all(re.search(r": .*\d", name) for name in of_role["image"])
     live = page.evaluate(
         "[...document.querySelectorAll('[aria-live], [role=status], [role=alert]')].map(e => e.id)"

@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tomli_w
+from test_event_extras import LEAD, Silent, Told
 from test_report import Page, is_png
 
-from streamwise.agents import event_model_class
+from streamwise.agents import EVENT_MODELS, event_model_class
 from streamwise.agents.event_model import Score
 from streamwise.runs.event_report import write_event_report
 from streamwise.runs.ingest import ingest, load_model
@@ -35,22 +36,6 @@ TYPES = [
 ]
 FIRST_BAD = '{"time": 1, <img src=x onerror=alert(2)> ' + "z" * 200
 MODELS = ["hawkes", "counts", "poisson"]
-
-
-class Silent:
-    """A display that shows nothing."""
-
-    def __init__(self, run, note):
-        pass
-
-    def update(self):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        pass
 
 
 def events():
@@ -96,6 +81,21 @@ def runs(tmp_path_factory, log):
     bad = [FIRST_BAD, "again no JSON", late, json.dumps({"type": "timeless", "key": "k"})]
     bad.append(json.dumps({"time": log[0].time, "type": "\ud800", "key": "\udc00"}))
     return {name: run_model(folder, log, name, model=name, lines=bad) for name in MODELS}
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory, runs, log):
+    """Return the directory, the events' scores and the page of a model that tells more."""
+    source, out = f"file:{runs['counts'].parent / 'log.jsonl'}", tmp_path_factory.mktemp("told") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(EVENT_MODELS, "told", Told)
+        config = IngestConfig((source,), Told.Config(), "told", out=out, interval=INTERVAL, time_unit=UNIT)
+        run = ingest(config, display=Silent).directory
+        page = Page(write_event_report([run]).html)
+        model = Told()
+        scores = model.learn_many([e.time for e in log], [e.type for e in log], [e.key for e in log])
+        model.close()
+        yield run, scores[~np.isnan(scores[:, 0])], page
 
 
 @pytest.fixture(scope="module")
@@ -293,6 +293,136 @@ def test_scores_by_type_are_those_of_events_learned_one_by_one(known, alone):
         assert row["scored events"] == f"{len(own):,}"
         assert agree(row, {"share": 100 * len(own) / scored, "error": values["type error"]})
         assert agree(row, {"log loss": values["type log loss"], "time log-likelihood": values["time part"]})
+
+
+def inside(scores, share):
+    """Return the percentage of scored events whose gap lay in the central interval of this probability."""
+    below = [-math.expm1(-score.compensator) for score in scores if not math.isnan(score.gap)]
+    return 100.0 * sum(abs(u - 0.5) <= share / 2 for u in below) / len(below)
+
+
+def test_intervals_hold_as_many_gaps_as_were_in_them_and_the_nearest_to_right_is_bold(known, three):
+    rows = table(three, "events", "in 50% interval", "in 90% interval")
+    for row in rows:
+        since = 0 if row["events"].startswith("1 to") else 1_750
+        own = known[row["model"]][since:]
+        assert agree(row, {"in 50% interval": inside(own, 0.5), "in 90% interval": inside(own, 0.9)})
+    best = min(MODELS, key=lambda name: abs(inside(known[name], 0.9) - 90.0))
+    cells = re.findall(r"<td>1 to 3,300</td><td>(\w+)</td>(.*?)</tr>", three.source)
+    assert [name for name, rest in cells if "<b>" in rest.split("</td>")[7]] == [best]
+
+
+def test_the_histogram_of_gaps_is_drawn_once_by_run(three, alone, known):
+    for page in (three, *alone.values()):
+        assert page.source.count('aria-label="Where gaps fell in what was held likely:') == 1
+
+
+def test_baselines_are_compared_on_the_same_events(told, alone):
+    _, scores, page = told
+    rows = table(page, "baseline", "windows ahead")
+    assert [row["baseline"] for row in rows] == ["slow", "first type"]
+    slow, first = rows
+    assert number(slow["log-likelihood"]) == number(slow["time part"]) == LEAD
+    assert slow["windows ahead"] == "7 of 7"
+    assert list(map(float, slow["95% interval"].split(" to "))) == [LEAD, LEAD]
+    assert (number(slow["type log loss"]), number(slow["type error"])) == (0.0, 0.0)
+    assert number(first["type log loss"]) == -1.0
+    assert first["log-likelihood"] == first["95% interval"] == first["windows ahead"] == "–"
+    late = scores[-(EVENTS - 1_750) :]  # all keys have come before
+    time, kind, wrong = late[:, 1] + math.log(UNIT), late[:, 2], late[:, 4] != late[:, 6]
+    assert agree(
+        slow,
+        {
+            "its log-likelihood": float((time + kind).mean()) - LEAD,
+            "its type log loss": float(-kind.mean()),
+            "its type error": 100.0 * float(wrong.mean()),
+        },
+    )
+    others = 100.0 * float((late[:, 6] != 0).mean())
+    assert agree(first, {"its type error": others})
+    assert number(first["type error"]) == pytest.approx(100.0 * float(wrong.mean()) - others, abs=0.005)
+    assert page.source.count('aria-label="Log-likelihood less theirs') == 1
+    assert "over its baselines" not in alone["counts"].text
+
+
+def test_scores_by_activity_are_those_of_keys_with_as_many_events(told, alone):
+    _, scores, page = told
+    rows = table(page, "events of the key before", "share")
+    rows = rows[: next(i for i, row in enumerate(rows) if "type" in row.values())]  # where the next begins
+    assert [row["events of the key before"] for row in rows[:4]] == ["1", "2–3", "4–7", "8–15"]
+    for group, row in enumerate(rows):
+        own = scores[(scores[:, 8] >= 2**group) & (scores[:, 8] < 2 ** (group + 1))]
+        assert row["scored events"] == f"{len(own):,}"
+        values = {
+            "time part": float(own[:, 1].mean()) + math.log(UNIT),
+            "type log loss": float(-own[:, 2].mean()),
+            "type error": 100.0 * float((own[:, 4] != own[:, 6]).mean()),
+        }
+        assert agree(row, values)
+    assert sum(number(row["scored events"]) for row in rows) == len(scores)
+    assert "New keys and old ones" not in alone["counts"].text
+
+
+def test_confidence_is_held_against_how_often_it_was_right(told):
+    _, scores, page = told
+    tenths, right = np.minimum(scores[:, 7] * 10 // 1, 9), scores[:, 4] == scores[:, 6]
+    apart = sum(abs(scores[tenths == i, 7].sum() - right[tenths == i].sum()) for i in range(10)) / len(scores)
+    assert f"On average they are apart by: {100.0 * apart:.1f}%." in page.text
+    assert page.source.count('aria-label="Calibration of types: how often right') == 1
+
+
+def test_what_a_model_says_of_itself_is_drawn_where_it_changes_and_told_where_not(told, alone):
+    page = told[2]
+    assert "Prompt pool" in page.text
+    for name in ("entropy", "confidence", "odd"):
+        assert len(re.findall(rf"<h3>{name}</h3>", page.source)) == 1
+    assert f"Always the same: pool unused {KEYS:.2f}; learning rate 0.001." in page.text
+    assert "Prompt pool" not in alone["counts"].text
+    assert "The model itself" not in alone["counts"].text
+
+
+def test_models_that_tell_more_are_compared_with_those_that_do_not(told, runs, tmp_path):
+    files = write_event_report([runs["poisson"], told[0]], tmp_path / "r.html")
+    page = Page(files.html)
+    assert is_png(files.png)
+    assert [row["baseline"] for row in table(page, "baseline", "windows ahead")] == ["slow", "first type"]
+    assert len(table(page, "events of the key before")) > 3
+
+
+def test_baselines_are_converted_to_the_unit_of_the_first_run(told, tmp_path):
+    run, _, page = told
+    seconds = shutil.copytree(run, tmp_path / "seconds")
+    config = (seconds / "config.toml").read_text()
+    (seconds / "config.toml").write_text(re.sub(r"(?m)^time_unit = .*", "time_unit = 1.0", config))
+    first, *_ = table(page, "baseline", "windows ahead")
+    together = Page(write_event_report([run, seconds], tmp_path / "r.html").html)
+    sections = [row for row in together.rows if row[0] == "slow"]
+    assert len(sections) == 2
+    own, converted = (dict(zip(first, row, strict=True)) for row in sections)
+    shift = number(converted["its log-likelihood"]) - number(own["its log-likelihood"])
+    assert shift == pytest.approx(math.log(UNIT), abs=0.0002)
+    assert converted["log-likelihood"] == own["log-likelihood"]
+
+
+def test_a_run_of_before_is_reported_without_what_it_did_not_keep(copy, monkeypatch):
+    load = load_model
+
+    def with_less(directory):
+        model, checkpoint = load(directory)
+        for name in ("fading", "pit", "by_activity", "by_confidence", "extras"):
+            del checkpoint.meta["recorder"]["scores"][name]
+        return model, checkpoint
+
+    monkeypatch.setattr("streamwise.runs.event_run_data.load_model", with_less)
+    run = copy("older")
+    rows = pq.read_table(run / "metrics.parquet")
+    newer = [n for n in rows.column_names if n.startswith("coverage") or n.endswith("_fading")]
+    pq.write_table(rows.drop_columns(newer), run / "metrics.parquet")
+    page = Page(write_event_report([run]).html)
+    assert "in 50% interval" not in page.text
+    assert "Where gaps fell" not in page.source
+    assert len(table(page, "events", "log-likelihood", "KS")) == 2
+    assert len(table(page, "type", "share")) == len(TYPES)
 
 
 def test_rare_types_are_summed_up_in_one_row(tmp_path):

@@ -22,6 +22,7 @@ import pytest
 
 pytest.importorskip("uvicorn", reason="the server needs the extra serve")
 from prometheus_client.parser import text_string_to_metric_families
+from test_event_extras import LEAD, Told
 
 from streamwise.agents import event_model_class
 from streamwise.agents.event_model import Score
@@ -87,8 +88,8 @@ class Idle:
 @contextmanager
 def still_run(folder, model="counts"):
     """A run whose loop is the test: `learn` teaches it some events, as one poll would."""
-    kind = event_model_class(model)
-    config = IngestConfig(("synthetic:hawkes",), kind.Config(), model=model, out=folder, interval=10)
+    kind = event_model_class(model) if isinstance(model, str) else model
+    config = IngestConfig(("synthetic:hawkes",), kind.Config(), model=kind.name, out=folder, interval=10)
     stream = EventStream([Idle()], DeadLetterLog())
     with ExitStack() as stack:
         learner = kind(config.settings)
@@ -225,6 +226,51 @@ def test_metrics_say_what_the_run_says(run, url):
     assert found["streamwise_latency_seconds", "0.99"] >= found["streamwise_latency_seconds", "0.5"] > 0
     # Nothing came from the source itself, so that nobody knows how far it is.
     assert ("streamwise_watermark_delay_seconds",) not in found
+
+
+def test_scores_are_shown_over_all_events_the_last_row_and_fading_with_where_gaps_fell(run, url):
+    run.learn([4000.0, 4001.0], ["a", "b"], ["ann", "bob"])
+    state, scores, row = get(f"{url}/state")[1], run.recorder.scores.scores(), run.recorder.row
+    found = metrics_of(url)
+    for name in ("log_likelihood", "time_log_likelihood", "type_error", "coverage_50", "coverage_90"):
+        expected = {"all": scores[name], "last": row[f"{name}_window"], "fading": scores[f"{name}_fading"]}
+        for over, value in expected.items():
+            assert state["scores"][over][name] == pytest.approx(value)
+            assert found[f"streamwise_{name}", over] == pytest.approx(value)
+    assert state["pit"] == run.recorder.scores.pit.tolist()
+    assert sum(state["pit"]) == scores["scored"]
+    assert state["baselines"] == []
+    assert state["statistics"] == {}
+    assert not {name for name in found if name[0] in ("streamwise_score", "streamwise_statistic")}
+
+
+def test_what_only_one_model_tells_is_shown_too(tmp_path):
+    with still_run(tmp_path, Told) as run, serve(run, port=0) as server:
+        run.learn([100.0 * i for i in range(60)], ["a", "b", "a"] * 20, ["ann", "bob"] * 30)
+        state, found = get(f"{server.url}/state")[1], metrics_of(server.url)
+        scores, statistics = run.recorder.scores.scores(), run.model.statistics()
+    slow, first = state["baselines"]
+    assert slow["name"] == "slow"
+    assert slow["log_likelihood"] == pytest.approx(LEAD)
+    assert slow["time_log_likelihood"] == pytest.approx(LEAD)
+    assert slow["type_error"] == 0.0
+    wrong = scores["first_type_type_error_fading"] - scores["type_error_fading"]
+    assert first == {
+        "name": "first_type", "type_log_loss": pytest.approx(1.0), "type_error": pytest.approx(wrong)
+    }  # fmt: skip
+    assert state["statistics"] == {
+        "pool_entropy": pytest.approx(statistics["pool_entropy"]),
+        "pool_unused": 2.0,
+        "learning_rate": 1e-3,
+        "unknown": None,
+    }
+    assert found["streamwise_statistic", "pool_entropy"] == pytest.approx(statistics["pool_entropy"])
+    assert ("streamwise_statistic", "unknown") not in found
+    assert state["own_scores"] == {
+        name: pytest.approx(scores[f"{name}_fading"]) for name in ("confidence", "odd")
+    }
+    for over, suffix in (("all", ""), ("fading", "_fading")):
+        assert found["streamwise_score", "confidence", over] == pytest.approx(scores[f"confidence{suffix}"])
 
 
 @pytest.mark.parametrize("model", ["counts", "hawkes", "poisson"])
