@@ -149,7 +149,7 @@ class PromptNetwork:
         rows = p["prompt_rows"].view(-1, max(c.rows, 1), 2, c.width)[ids].flatten(0, 1)  # [rows, 2, width]
         expected = self.embedded(np.exp(row["mean_log_gap"])[None], np.array([row["last_time"]]))
         inputs = torch.cat([rows, expected[:, None].expand(len(rows), 2, -1)], 2)
-        weight = p["projection"].view(c.heads, c.layers, -1, 3, c.width)[..., 1:, :]
+        weight = p["projection"].view(c.heads, c.layers, self.inputs, 3, c.width)[..., 1:, :]
         bias = p["projection_bias"].view(c.heads, c.layers, 3, c.width)[..., 1:, :]
         made: Tensor = (
             torch.einsum("rci,hlicd->chlrd", inputs, weight) + bias.permute(2, 0, 1, 3)[:, :, :, None]

@@ -84,7 +84,7 @@ class PromptTPPConfig(EventSettings):
     gradients: Literal["stale", "exact"] = "stale"
     """stale: what older events left behind is a constant; exact: made anew for every event, and trained."""
     floor: Literal["both", "counts", "hawkes", "none"] = "both"
-    """What the network's logits are added to."""
+    """What the network's logits are added to, and its forecasts of gaps mixed with."""
     window: int = 32
     """Newest events of a key that are attended to; even."""
     width: int = 32
@@ -121,12 +121,12 @@ class PromptTPPConfig(EventSettings):
     """Of AdamW."""
     clip: float = 10.0
     """Largest norm of a gradient."""
-    group: int = 16
+    group: int = 32
     """Events that one step is made of."""
     recency: bool = True
     """Learn offsets of attention for how recent an event is, in events and in time."""
-    calendar: bool = True
-    """See hour and weekday, as UTC."""
+    calendar: bool = False
+    """See hour and weekday, as UTC. Only for logs of many weeks: over a few days they tell the date."""
     silence_every: int = 32
     """Events after which some key pays for its silence; 0: none does."""
     drift_boost: float = 1.0
@@ -170,10 +170,10 @@ class PromptTPP(EventModel):
     Config = PromptTPPConfig
     config: PromptTPPConfig
     extras = (
-        "error_at_prediction", "top3_error", "confidence", "key_events", "log_gap_square", "width_50",
-        "width_90", "counts_log_likelihood", "counts_time_log_likelihood", "counts_type_log_loss",
+        "error_at_prediction", "top3_error", "confidence", "key_events", "log_gap_square", "width_50_seconds",
+        "width_90_seconds", "counts_log_likelihood", "counts_time_log_likelihood", "counts_type_log_loss",
         "counts_type_error", "hawkes_log_likelihood", "hawkes_time_log_likelihood", "hawkes_type_log_loss",
-        "hawkes_type_error", "repeat_last_type_error",
+        "hawkes_type_error", "repeat_last_type_error", "at_arrival_time_log_likelihood",
     )  # fmt: skip
 
     def __init__(self, config: PromptTPPConfig | None = None, **options: Any) -> None:
@@ -204,6 +204,7 @@ class PromptTPP(EventModel):
             ("gaps", "f8", window),
             ("query", "f8", self.network.inputs),
             ("kinds", "i4", window),
+            ("issued", "f4", (3, len(self.counts.edges))),  # what was said of the gap, also by the floors
             ("hawkes", self.hawkes._row_type()),
             ("counts", self.counts._row_type()),
         ]
@@ -227,6 +228,7 @@ class PromptTPP(EventModel):
         parts = [drawn.get(name, np.zeros)(shape).ravel() for name, shape in self.network.shapes.items()]
         weights = np.concatenate(parts).astype(real)
         stacks = (c.heads, c.layers, 2)
+        parts_of_forecast = np.array([1.0, c.floor in ("counts", "both"), c.floor in ("hawkes", "both")])
         self.arrays |= {
             **{f"counts.{name}": array for name, array in self.counts.arrays.items() if name != "seen"},
             **{f"hawkes.{name}": array for name, array in self.hawkes.arrays.items() if name != "seen"},
@@ -240,6 +242,7 @@ class PromptTPP(EventModel):
             "progress": np.zeros(len(_PROGRESS)),
             "usage": np.tile([1.0 / max(c.prompts, 1), 0.0], (c.prompts, 1)),
             "floor_weights": np.array([[0.5, 0.5], [0.5, 0.5]]),
+            "forecast_weights": parts_of_forecast / parts_of_forecast.sum(),
         }
 
     def _native_spec(self) -> tuple[str, dict[str, Any]]:
@@ -372,13 +375,19 @@ class PromptTPP(EventModel):
 
     def _mix_floors(self, row: Any, gap: float, event_type: int) -> None:
         """Divide the weights between the floors by expectation-maximization, an event at a time."""
+        if self.config.floor == "none":
+            return
+        pace = 1.0 / (200.0 + min(self._progress["events"], 1e4))
+        at = int(np.searchsorted(self.counts.edges, gap, side="right")) - 1
+        weights = self.arrays["forecast_weights"]
+        caused = weights * row["issued"][:, at]
+        if caused.sum() > 0.0:
+            weights += pace * (caused / caused.sum() - weights)
         if self.config.floor != "both":
             return
         types, bins = self.counts._mixtures(row["counts"])
         rates = self.hawkes._intensities(row["hawkes"], np.array([gap]))[0][0]
-        at = int(np.searchsorted(self.counts.edges, gap, side="right")) - 1
         says = [(types[event_type], rates[event_type] / rates.sum()), (bins[at], self._hawkes_bins(row)[at])]
-        pace = 1.0 / (200.0 + min(self._progress["events"], 1e4))
         for weights, pair in zip(self.arrays["floor_weights"], says, strict=True):
             caused = weights * pair
             if caused.sum() > 0.0:
@@ -418,7 +427,6 @@ class PromptTPP(EventModel):
             if row["events"] > 0.0 and time < row["last_time"]:
                 raise ValueError(f"event {i} lies before the last one of its key")
             scores[i] = self._learn_event(row, time, event_type)
-            self.seen[0] = max(self.seen[0], event_type + 1)
 
     def _learn_event(self, row: Any, time: float, event_type: int) -> list[float]:
         progress, extras = self._progress, dict.fromkeys(self.extras, math.nan)
@@ -440,10 +448,12 @@ class PromptTPP(EventModel):
             weights = torch.from_numpy(self.arrays["weights"]).requires_grad_()
             p = self.network.parameters(weights)
             past = self._remember(p, row, fresh=self.config.gradients == "exact")
-            score, described, loss = self._score_event(p, past, gap, event_type)
+            score, described, loss = self._score_event(
+                p, past, gap, event_type, self._forecast(row["issued"])
+            )
             extras |= described
             self._train(weights, past, loss)
-            self._watch(-score.time_log_density - score.type_log_probability)
+            self._watch(-described["at_arrival_time_log_likelihood"] - score.type_log_probability)
             progress["silence"] -= float(row["silence"])
             self._mix_floors(row, gap, event_type)
             extras["repeat_last_type_error"] = float(event_type != row["last_type"])
@@ -452,30 +462,38 @@ class PromptTPP(EventModel):
             by = model._score(part, time, event_type)
             model._learn(part, time, event_type)
             wrong = float(by.predicted_type != event_type)
-            time_part, type_part = by.time_log_density, by.type_log_probability
+            issued, type_part = row["issued"][1 if model is self.counts else 2], by.type_log_probability
+            time_part = math.nan if row["events"] == 0.0 else self._log_density(issued, by.gap)
             parts = (time_part + type_part, time_part, -type_part, wrong)
             names = ("log_likelihood", "time_log_likelihood", "type_log_loss", "type_error")
             extras |= {f"{model.name}_{name}": value for name, value in zip(names, parts, strict=True)}
         progress["events"] += 1.0
         self._put(row, time, event_type)
+        self.seen[0] = max(self.seen[0], event_type + 1)
+        self._issue(row)
         return [*score, *extras.values()]
 
     def _score_event(
-        self, p: Mapping[str, Tensor], past: Remembered, gap: float, event_type: int
+        self, p: Mapping[str, Tensor], past: Remembered, gap: float, event_type: int, issued: Array | None
     ) -> tuple[Score, dict[str, float], Tensor]:
-        """Return the score of an event, what else is recorded, and its loss."""
+        """Return the score of an event, what else is recorded, and its loss.
+
+        issued: the probability of each bin of the gap, as was said right after the key's last event. Without
+        it, the present parameters are asked.
+        """
         row, charged = past.row, float(past.row["charged"])
         bins = self._bins(p, past) if self.config.decoder == "bins" else self._binned_intensity(p, past)
-        edges = self.counts.edges
-        at = int(np.searchsorted(edges, gap, side="right")) - 1
+        now = bins.detach().double().numpy()
+        if self.config.decoder == "intensity":
+            issued = now
+        elif issued is None:
+            issued = self._said(now, row)
         shares = self._type_shares(p, past, np.array([gap]))[0]
         type_loss = -shares[event_type].clamp(min=LEAST_SHARE).log()
         if self.config.decoder == "bins":
-            width, beyond = self.counts.widths[at], 0.0
-            if at + 1 == len(edges):  # which has no end
-                width, beyond = edges[at], gap / edges[at] - 1.0
-            log_density = bins[at].clamp(min=LEAST_SHARE).log() - math.log(width) - beyond
-            compensator = -self.network.log_survival(bins, gap)
+            log_density, at_arrival = self._log_density(issued, gap), self._log_density(now, gap)
+            compensator = -self.network.log_survival(torch.from_numpy(issued.astype(np.float64)), gap).item()
+            at = int(np.searchsorted(self.counts.edges, gap, side="right")) - 1
             loss = -bins[at].log() + type_loss
             if charged > 0.0:
                 loss = loss + self.network.log_survival(bins, charged)
@@ -483,18 +501,18 @@ class PromptTPP(EventModel):
             rates = self.network.rates(p, past, np.array([gap]))[0, : self.classes]
             least = _FLOOR / self.config.prior_gap
             self._progress["floored"] += float(rates.sum().item() < least)
-            compensator = self.network.integral(p, past, 0.0, gap, self.classes)
-            log_density = rates.sum().clamp(min=least).log() - compensator
+            compensator = self.network.integral(p, past, 0.0, gap, self.classes).item()
+            log_density = at_arrival = rates.sum().clamp(min=least).log().item() - compensator
             loss = self.network.integral(p, past, charged, gap, self.classes, self._draws())
             loss = loss - rates[event_type].clamp(min=least).log()
-        quantiles, predicted_gap = self.network.quantiles(bins.detach().double().numpy())
+        quantiles, predicted_gap = self.network.quantiles(issued.astype(np.float64))
         with torch.no_grad():  # the quartiles stand for the gap that is not known yet
             marginal = self._type_shares(p, past, np.array(quantiles[1:4])).double().mean(0)
         score = Score(
             gap=gap,
-            time_log_density=log_density.item(),
+            time_log_density=log_density,
             type_log_probability=-type_loss.item(),
-            compensator=compensator.item(),
+            compensator=compensator,
             predicted_type=float(shares.argmax()),
             predicted_gap=predicted_gap,
             type=float(event_type),
@@ -505,10 +523,42 @@ class PromptTPP(EventModel):
             "confidence": shares.max().item(),
             "key_events": float(row["events"]),
             "log_gap_square": math.log((quantiles[2] + 1e-3) / (gap + 1e-3)) ** 2,
-            "width_50": quantiles[3] - quantiles[1],
-            "width_90": quantiles[4] - quantiles[0],
+            "width_50_seconds": quantiles[3] - quantiles[1],
+            "width_90_seconds": quantiles[4] - quantiles[0],
+            "at_arrival_time_log_likelihood": at_arrival,
         }
         return score, extras, loss
+
+    def _log_density(self, bins: NDArray[Any], gap: float) -> float:
+        """Return the logarithm of the density of a gap, in 1/s, by the probabilities of bins."""
+        edges = self.counts.edges
+        at = int(np.searchsorted(edges, gap, side="right")) - 1
+        width, beyond = self.counts.widths[at], 0.0
+        if at + 1 == len(edges):  # which has no end
+            width, beyond = edges[at], gap / edges[at] - 1.0
+        return float(math.log(max(float(bins[at]), LEAST_SHARE)) - math.log(width) - beyond)
+
+    def _forecast(self, issued: NDArray[Any]) -> Array:
+        """Return the forecast of a gap [bins], by what network, counts and hawkes say of it, [3, bins]."""
+        weights = self.arrays["forecast_weights"].astype(np.float32)
+        if self.config.decoder == "intensity":
+            return issued[0]
+        return (weights[:, None] * issued).sum(0, dtype=np.float32).astype(np.float64)
+
+    def _said(self, bins: Array, row: Any) -> Array:
+        """Return the forecast of a gap [bins], by the network's bins and the floors as they are now."""
+        by_floors = self.counts._mixtures(row["counts"])[1], self._hawkes_bins(row)
+        return self._forecast(np.stack([bins, *by_floors]))
+
+    def _issue(self, row: Any) -> None:
+        """Say what is expected of the gap that begins now, to be scored when it ends."""
+        row["issued"][1] = self.counts._mixtures(row["counts"])[1]
+        row["issued"][2] = self._hawkes_bins(row)
+        if self.config.decoder == "bins":
+            p = self.network.parameters(torch.from_numpy(self.arrays["weights"]))
+            with torch.no_grad():
+                past = self._remember(p, row, fresh=self.config.gradients == "exact")
+                row["issued"][0] = self._bins(p, past).numpy()
 
     def _total(self, p: Mapping[str, Tensor], past: Remembered, gaps: Array) -> Array:
         total: Array = self.network.rates(p, past, gaps)[:, : self.classes].sum(1).double().numpy()
@@ -598,7 +648,9 @@ class PromptTPP(EventModel):
         c = self.config
         weights = torch.from_numpy(self.arrays["weights"]).requires_grad_()
         p = self.network.parameters(weights)
-        projection = p["projection"].view(c.heads, c.layers, -1, 3, c.width)[:, :, : c.width, 1:]
+        projection = p["projection"].view(c.heads, c.layers, self.network.inputs, 3, c.width)[
+            :, :, : c.width, 1:
+        ]
         bias = p["projection_bias"].view(c.heads, c.layers, 3, c.width)[:, :, 1:]
         projected = torch.einsum("rci,hlicd->hlcrd", p["prompt_rows"], projection) + bias[..., None, :]
         (gradient,) = torch.autograd.grad((projected * pending).sum(), weights)
@@ -700,7 +752,7 @@ class PromptTPP(EventModel):
         p = self.network.parameters(torch.from_numpy(self.arrays["weights"]))
         with torch.no_grad():
             past = self._remember(p, row, fresh=True)
-            return self._score_event(p, past, time - float(row["last_time"]), event_type)[0]
+            return self._score_event(p, past, time - float(row["last_time"]), event_type, None)[0]
 
     def _learn(self, row: Any, time: float, event_type: int) -> None:
         raise NotImplementedError("events are learned by `_learn_event`, with their score")
@@ -728,7 +780,8 @@ class PromptTPP(EventModel):
         with torch.no_grad():
             past = self._remember(p, row, fresh=True)
             if self.config.decoder == "bins":
-                log_density, compensator = self.counts._density(self._bins(p, past).double().numpy(), gaps)
+                said = self._said(self._bins(p, past).double().numpy(), row)
+                log_density, compensator = self.counts._density(said, gaps)
                 shares = self._type_shares(p, past, gaps).double().numpy()
                 return np.exp(log_density + compensator)[:, None] * shares, compensator
             rates = self.network.rates(p, past, gaps)[:, : self.classes].double().numpy()

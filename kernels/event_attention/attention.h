@@ -55,10 +55,11 @@ struct AttentionInput {
   const double *gap_floor;      // [bins], sums to 1
   const double *type_floor;     // [classes], sums to 1
   const double *type_counts;    // [types] of this key
+  const float *issued;          // [bins], what was forecast of the gap right after the key's last event; or null
 };
 
 struct AttentionOutput {
-  double time_log_density, type_log_probability, compensator, silence, predicted_gap;
+  double time_log_density, at_arrival, type_log_probability, compensator, silence, predicted_gap;
   int64_t predicted_type, rank;  // rank: how many types were likelier than the true one
   double confidence, quantiles[kQuantiles];
 };
@@ -68,6 +69,8 @@ class Attention {
   virtual ~Attention() = default;
   // Score the event, or the silence.
   virtual void score(const AttentionKey& key, const AttentionInput& input, AttentionOutput& output) = 0;
+  // The distribution of the gap that begins now, [bins]. Only for Decoder::bins.
+  virtual void forecast(const AttentionKey& key, const AttentionInput& input, float* out) = 0;
   // After `score`: the distribution of types after another gap, [classes].
   virtual void types_after(double gap, const double* type_floor, double* out) = 0;
   // After `score`: add the gradient to the open group; a full group makes a step.

@@ -104,12 +104,7 @@ class LiveAttention final : public Attention {
   }
 
   void score(const AttentionKey& given, const AttentionInput& given_input, AttentionOutput& out) override {
-    key = given, input = given_input;
-    visible = key.events < double(W) ? int64_t(key.events) : W;
-    first_event = int64_t(key.events) - visible;
-    retrieve();
-    encode();
-    describe();
+    prepare(given, given_input);
     if (s.decoder == int64_t(Decoder::bins)) score_bins(out);
     else score_intensity(out);
     if (input.type < 0) return;
@@ -120,6 +115,14 @@ class LiveAttention final : public Attention {
     const T own = shares[input.type];
     for (int64_t k = 0; k < input.classes; ++k) out.rank += shares[k] > own;
     out.type_log_probability = __builtin_log(double(own) > 1e-30 ? double(own) : 1e-30);
+  }
+
+  void forecast(const AttentionKey& given, const AttentionInput& given_input, float* out) override {
+    prepare(given, given_input);
+    ask(0, 0.0);
+    gap_logits(query_row(0));
+    softmax_over(input.gap_floor, logits.data, masses.data, B);
+    for (int64_t b = 0; b < B; ++b) out[b] = float(masses[b]);
   }
 
   void types_after(double gap, const double* floor, double* out) override {
@@ -139,7 +142,7 @@ class LiveAttention final : public Attention {
   }
 
   void train(const AttentionOutput& scored) override {
-    const double loss = input.type < 0 ? -scored.silence : -scored.time_log_density - scored.type_log_probability;
+    const double loss = input.type < 0 ? -scored.silence : -scored.at_arrival - scored.type_log_probability;
     const FlushDenormals flush;
     for (int64_t block = 0; block < H * Y * 2; ++block)
       for (int64_t i = visible - event_rows_used; i < visible; ++i)
@@ -167,6 +170,15 @@ class LiveAttention final : public Attention {
     T *at = nullptr, *gradient = nullptr;
     int64_t size = 0;
   };
+
+  void prepare(const AttentionKey& given, const AttentionInput& given_input) {
+    key = given, input = given_input;
+    visible = key.events < double(W) ? int64_t(key.events) : W;
+    first_event = int64_t(key.events) - visible;
+    retrieve();
+    encode();
+    describe();
+  }
 
   static constexpr int64_t kMostInputs = 512;
   static constexpr double kQueryFading = 0.9, kUsageFading = 0.999, kSmallestNorm = 1e-12;
@@ -632,12 +644,13 @@ class LiveAttention final : public Attention {
   }
 
   // The logarithm of the probability of a longer gap; in the last bin, which has no end, gaps are exponential.
-  double log_survival(double gap) const {
+  template <class M>
+  double log_survival(const M* mass_of, double gap) const {
     const int64_t bin = bin_of(gap);
     double longer = 0.0, shorter = 0.0;
-    for (int64_t b = B - 1; b > bin; --b) longer += double(masses[b]);
-    for (int64_t b = 0; b < bin; ++b) shorter += double(masses[b]);
-    const double mass = double(masses[bin]) > 1e-30 ? double(masses[bin]) : 1e-30;
+    for (int64_t b = B - 1; b > bin; --b) longer += double(mass_of[b]);
+    for (int64_t b = 0; b < bin; ++b) shorter += double(mass_of[b]);
+    const double mass = double(mass_of[bin]) > 1e-30 ? double(mass_of[bin]) : 1e-30;
     if (bin == B - 1) return __builtin_log(mass) - (gap - s.edges[bin]) / s.edges[bin];
     const double left = (s.edges[bin + 1] - gap) / (s.edges[bin + 1] - s.edges[bin]);
     shorter += mass * (1.0 - left);
@@ -646,13 +659,22 @@ class LiveAttention final : public Attention {
     return __builtin_log(total > 1e-30 ? total : 1e-30);
   }
 
-  void predict_gap(AttentionOutput& out) const {
+  template <class M>
+  double log_density(const M* mass_of, double gap) const {
+    const int64_t bin = bin_of(gap);
+    const double mass = double(mass_of[bin]) > 1e-30 ? double(mass_of[bin]) : 1e-30;
+    if (bin == B - 1) return __builtin_log(mass / s.edges[bin]) - (gap - s.edges[bin]) / s.edges[bin];
+    return __builtin_log(mass / (s.edges[bin + 1] - s.edges[bin]));
+  }
+
+  template <class M>
+  void predict_gap(const M* mass_of, AttentionOutput& out) const {
     constexpr double kAt[kQuantiles] = {0.05, 0.25, 0.5, 0.75, 0.95};
     double below = 0.0;
     int64_t q = 0;
     out.predicted_gap = 0.0;
     for (int64_t b = 0; b < B; ++b) {
-      const double mass = double(masses[b]), last = b == B - 1;
+      const double mass = double(mass_of[b]), last = b == B - 1;
       out.predicted_gap += mass * (last ? 2.0 * s.edges[b] : 0.5 * (s.edges[b] + s.edges[b + 1]));
       while (q < kQuantiles && (below + mass >= kAt[q] || last)) {
         const double share = (kAt[q] - below) / (mass > 1e-30 ? mass : 1e-30);
@@ -667,15 +689,16 @@ class LiveAttention final : public Attention {
     ask(0, 0.0);
     gap_logits(query_row(0));
     softmax_over(input.gap_floor, logits.data, masses.data, B);
-    const double survival = log_survival(input.gap), charged = log_survival(input.charged);
-    out.silence = survival - charged;
+    const double survival = log_survival(masses.data, input.gap);
+    out.silence = survival - log_survival(masses.data, input.charged);
     out.compensator = -survival;
     if (input.type < 0) return;
-    const int64_t bin = bin_of(input.gap);
-    const double mass = double(masses[bin]) > 1e-30 ? double(masses[bin]) : 1e-30;
-    out.time_log_density = bin == B - 1 ? __builtin_log(mass / s.edges[bin]) - (input.gap - s.edges[bin]) / s.edges[bin]
-                                        : __builtin_log(mass / (s.edges[bin + 1] - s.edges[bin]));
-    predict_gap(out);
+    // A forecast is what was said right after the last event. What the present parameters say in hindsight is not: they
+    // have just been trained on events that all came now.
+    out.at_arrival = log_density(masses.data, input.gap);
+    out.time_log_density = log_density(input.issued, input.gap);
+    out.compensator = -log_survival(input.issued, input.gap);
+    predict_gap(input.issued, out);
     ask(1, input.gap);
     type_logits(query_row(1));
     softmax_over(input.type_floor, logits.data, shares.data, input.classes);
@@ -684,7 +707,7 @@ class LiveAttention final : public Attention {
   // Add factor times the gradient of log_survival(gap) with respect to the logits of the bins.
   void survival_gradient(T* g, double gap, double factor) const {
     const int64_t bin = bin_of(gap);
-    const double survival = __builtin_exp(log_survival(gap));
+    const double survival = __builtin_exp(log_survival(masses.data, gap));
     double into = 1.0;
     if (bin < B - 1) into = (s.edges[bin + 1] - gap) / (s.edges[bin + 1] - s.edges[bin]);
     else if (gap > s.edges[bin]) into = __builtin_exp(-(gap - s.edges[bin]) / s.edges[bin]);
@@ -795,14 +818,14 @@ class LiveAttention final : public Attention {
       masses[b] = T(-survival * __builtin_expm1(-rise));
       survival -= double(masses[b]);
     }
-    predict_gap(out);
+    predict_gap(masses.data, out);
     ask(0, input.gap);
     intensities(query_row(0));
     T total = 0;
     for (int64_t k = 0; k < input.classes; ++k) total += rates[k];
     s.progress[kFloored] += double(double(total) * s.unit < kFloor);
     const double rate = double(total) * s.unit < kFloor ? kFloor / s.unit : double(total);
-    out.time_log_density = __builtin_log(rate) - out.compensator;
+    out.time_log_density = out.at_arrival = __builtin_log(rate) - out.compensator;
     for (int64_t k = 0; k < input.classes; ++k) shares[k] = rates[k] / total;
   }
 

@@ -243,6 +243,7 @@ void open(PromptTPP& model, State& state) {
   model.inputs = s.width + s.time_width + (s.calendar ? 4 : 0);
   model.floor = state.count("floor", 0, 3);
   model.floor_weights = state.array<double>("floor_weights", 4);
+  model.forecast_weights = state.array<double>("forecast_weights", 3);
   if (model.hawkes.offsets != s.bins) throw nb::value_error("offset_seconds must be the edges of the bins");
   const bool is_double = state.count("double", 0, 1) == 1;
   const int64_t size = state.count("size", 1, int64_t(1) << 31);

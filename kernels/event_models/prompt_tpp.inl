@@ -6,12 +6,12 @@ struct PromptScores : Scores {  // what the model's EXTRAS name, in their order
   double error_at_prediction, top3_error, confidence, key_events, log_gap_square, width_50, width_90;
   double counts_log_likelihood, counts_time_log_likelihood, counts_type_log_loss, counts_type_error;
   double hawkes_log_likelihood, hawkes_time_log_likelihood, hawkes_type_log_loss, hawkes_type_error;
-  double repeat_last_type_error;
+  double repeat_last_type_error, at_arrival_time_log_likelihood;
 };
 
 struct PromptTPP {
-  // Followed by double times [window], gaps [window], query [inputs], int32 kinds [window], then the rows of Hawkes and
-  // of Counts.
+  // Followed by double times [window], gaps [window], query [inputs], int32 kinds [window], float issued [3, bins],
+  // then the rows of Hawkes and of Counts.
   struct Key : KeyClock {
     int64_t serial;
     double mean_log_gap, charged, silence;
@@ -23,16 +23,19 @@ struct PromptTPP {
   AttentionSpec spec{};
   int64_t inputs = 0, floor = 3;   // floor: 0 none, 1 counts, 2 hawkes, 3 both
   double* floor_weights = nullptr;                // [2, 2]: of counts and hawkes, for types and for gaps
+  double* forecast_weights = nullptr;             // [3]: of network, counts and hawkes, in forecasts of gaps
+  std::vector<float> forecast;
   double known = 0.0;  // types seen before the present event: both floors are to be asked before either learns
   std::vector<double> gap_floor, type_floor, later_floor, later_types, marginal, type_counts, hawkes_gaps, hawkes_types;
 
-  int64_t hawkes_at() const { return int64_t(sizeof(Key)) + (2 * spec.window + inputs) * 8 + spec.window * 4; }
+  int64_t hawkes_at() const { return int64_t(sizeof(Key)) + (2 * spec.window + inputs) * 8 + (spec.window + 3 * spec.bins) * 4; }
   int64_t key_bytes() const { return (hawkes_at() + hawkes.key_bytes() + counts.key_bytes() + 7) / 8 * 8; }
 
   struct View {
     Key* clock;
     double *times, *gaps, *query;
     int32_t* kinds;
+    float* issued;  // of the gap after the last event, by the model, by counts, by hawkes
     std::byte *hawkes, *counts;
   };
 
@@ -43,6 +46,7 @@ struct PromptTPP {
     v.gaps = v.times + spec.window;
     v.query = v.gaps + spec.window;
     v.kinds = reinterpret_cast<int32_t*>(v.query + inputs);
+    v.issued = reinterpret_cast<float*>(v.kinds + spec.window);
     v.hawkes = row + hawkes_at();
     v.counts = v.hawkes + hawkes.key_bytes();
     return v;
@@ -54,7 +58,7 @@ struct PromptTPP {
 
   void open_scratch() {
     const size_t k = size_t(types.capacity), b = size_t(spec.bins);
-    gap_floor.resize(b), hawkes_gaps.resize(b);
+    gap_floor.resize(b), hawkes_gaps.resize(b), forecast.resize(b);
     for (auto* each : {&type_floor, &later_floor, &later_types, &marginal, &type_counts, &hawkes_types}) each->resize(k);
   }
 
@@ -99,12 +103,17 @@ struct PromptTPP {
     if (!first) {
       hawkes.survive(v.hawkes);
       predict_gap_floor();
-      const float* key_types = reinterpret_cast<const float*>(v.counts + sizeof(CountsModel::Key));
-      for (int64_t k = 0; k < types.capacity; ++k) type_counts[size_t(k)] = double(key_types[k]);
-      const AttentionInput input{time, gap, key.charged, type, classes, gap_floor.data(), type_floor.data(), type_counts.data()};
+      read_counts(v);
+      for (int64_t b = 0; b < spec.bins; ++b) {
+        forecast[size_t(b)] = 0.0f;
+        for (int64_t c = 0; c < 3; ++c) forecast[size_t(b)] += float(forecast_weights[c]) * v.issued[c * spec.bins + b];
+      }
+      const AttentionInput input{time, gap, key.charged, type, classes, gap_floor.data(), type_floor.data(),
+                                 type_counts.data(), forecast.data()};
       AttentionOutput out{};
       attention->score(attention_key(v), input, out);
       s.gap = gap;
+      s.at_arrival_time_log_likelihood = out.at_arrival;
       s.time_log_density = out.time_log_density;
       s.type_log_probability = out.type_log_probability;
       s.compensator = out.compensator;
@@ -113,7 +122,7 @@ struct PromptTPP {
       describe(s, v, out, type, classes);
       attention->train(out);
       spec.progress[kSilence] -= key.silence;
-      mix_floors(type, gap);
+      mix_floors(v, type, gap);
     } else {
       double sum = 0.0;
       for (int64_t k = 0; k < classes; ++k) sum += type_floor[size_t(k)];
@@ -124,8 +133,10 @@ struct PromptTPP {
     known = *types.seen;  // counts has just added the type
     const Scores by_hawkes = hawkes.learn(v.hawkes, time, type);
     if (first) s.predicted_gap = by_counts.predicted_gap;
-    compare(by_counts, type, s.counts_log_likelihood, s.counts_time_log_likelihood, s.counts_type_log_loss, s.counts_type_error);
-    compare(by_hawkes, type, s.hawkes_log_likelihood, s.hawkes_time_log_likelihood, s.hawkes_type_log_loss, s.hawkes_type_error);
+    const double of_counts = first ? NAN : log_density(v.issued + spec.bins, gap);
+    const double of_hawkes = first ? NAN : log_density(v.issued + 2 * spec.bins, gap);
+    compare(by_counts, of_counts, type, s.counts_log_likelihood, s.counts_time_log_likelihood, s.counts_type_log_loss, s.counts_type_error);
+    compare(by_hawkes, of_hawkes, type, s.hawkes_log_likelihood, s.hawkes_time_log_likelihood, s.hawkes_type_log_loss, s.hawkes_type_error);
     if (!first) s.repeat_last_type_error = double(type != key.last_type);
     for (std::byte* part : {v.counts, v.hawkes}) {
       KeyClock& clock = *reinterpret_cast<KeyClock*>(part);
@@ -141,6 +152,7 @@ struct PromptTPP {
     }
     key.charged = key.silence = 0.0;
     types.add(type);
+    issue(v, key.events + 1.0, time);
     return s;
   }
 
@@ -154,9 +166,8 @@ struct PromptTPP {
     counts.predict(v.counts);
     hawkes.survive(v.hawkes);
     predict_gap_floor();
-    const float* key_types = reinterpret_cast<const float*>(v.counts + sizeof(CountsModel::Key));
-    for (int64_t k = 0; k < types.capacity; ++k) type_counts[size_t(k)] = double(key_types[k]);
-    const AttentionInput input{now, silent, key.charged, -1, types.classes(), gap_floor.data(), type_floor.data(), type_counts.data()};
+    read_counts(v);
+    const AttentionInput input{now, silent, key.charged, -1, types.classes(), gap_floor.data(), type_floor.data(), type_counts.data(), nullptr};
     AttentionOutput out{};
     attention->score(attention_key(v), input, out);
     spec.progress[kCharged] += 1.0;
@@ -187,7 +198,14 @@ struct PromptTPP {
   }
 
   // Expectation-maximisation for the weights of the floors, an event at a time.
-  void mix_floors(int64_t type, double gap) {
+  void mix_floors(const View& v, int64_t type, double gap) {
+    if (floor == 0) return;
+    const double pace = 1.0 / (200.0 + std::min(spec.progress[kEvents], 1e4));
+    const int64_t at = counts.bin_of(gap);
+    double caused[3], sum = 0.0;
+    for (int64_t c = 0; c < 3; ++c) sum += caused[c] = forecast_weights[c] * double(v.issued[c * spec.bins + at]);
+    if (sum > 0.0)
+      for (int64_t c = 0; c < 3; ++c) forecast_weights[c] += pace * (caused[c] / sum - forecast_weights[c]);
     if (floor != 3) return;
     double rate = 0.0;
     for (int64_t k = 0; k < types.classes(); ++k) rate += hawkes_types[size_t(k)];
@@ -197,14 +215,43 @@ struct PromptTPP {
     for (int64_t i = 0; i < 4; i += 2) {
       const double one = floor_weights[i] * says[i], two = floor_weights[i + 1] * says[i + 1];
       if (one + two <= 0.0) continue;
-      const double pace = 1.0 / (200.0 + std::min(spec.progress[kEvents], 1e4));
       floor_weights[i] += pace * (one / (one + two) - floor_weights[i]);
       floor_weights[i + 1] = 1.0 - floor_weights[i];
     }
   }
 
-  static void compare(const Scores& by, int64_t type, double& total, double& time, double& loss, double& error) {
-    time = by.time_log_density;
+  double log_density(const float* bins, double gap) const {
+    const int64_t bin = counts.bin_of(gap), last = spec.bins - 1;
+    const double start = spec.edges[bin], mass = std::max(double(bins[bin]), 1e-30);
+    return bin == last ? std::log(mass / start) - (gap - start) / start : std::log(mass / (spec.edges[bin + 1] - start));
+  }
+
+  // Say what is expected of the gap that begins now, to be scored when it ends.
+  void issue(const View& v, double events, double time) {
+    known = *types.seen;
+    counts.predict(v.counts);
+    hawkes.survive(v.hawkes);
+    predict_gap_floor();
+    for (int64_t b = 0; b < spec.bins; ++b) {
+      v.issued[spec.bins + b] = float(counts.gap_mixed[size_t(b)]);
+      v.issued[2 * spec.bins + b] = float(hawkes_gaps[size_t(b)]);
+    }
+    if (spec.decoder != int64_t(Decoder::bins)) return;
+    read_counts(v);
+    AttentionKey key = attention_key(v);
+    key.events = events, key.last_time = time;
+    const AttentionInput input{time, 0.0, 0.0, -1, types.classes(), gap_floor.data(), nullptr, type_counts.data(), nullptr};
+    attention->forecast(key, input, v.issued);
+  }
+
+  void read_counts(const View& v) {
+    const float* key_types = reinterpret_cast<const float*>(v.counts + sizeof(CountsModel::Key));
+    for (int64_t k = 0; k < types.capacity; ++k) type_counts[size_t(k)] = double(key_types[k]);
+  }
+
+  static void compare(const Scores& by, double density, int64_t type, double& total, double& time, double& loss,
+                      double& error) {
+    time = density;
     loss = -by.type_log_probability;
     total = time - loss;
     error = double(int64_t(by.predicted_type) != type);

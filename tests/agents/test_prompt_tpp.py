@@ -23,7 +23,7 @@ COLUMN = {name: i for i, name in enumerate([*Score._fields, *PromptTPP.extras])}
 SMALL = {
     "types": 6, "window": 6, "width": 16, "time_width": 4, "hidden": 16, "prompts": 5, "selected": 2,
     "rows": 2, "group": 4, "hot_keys": 8, "silence_every": 5, "precision": "float64", "cache_age": 3,
-    "keys_in_memory": 1024,
+    "keys_in_memory": 1024, "calendar": True,
 }  # fmt: skip
 KINDS = {
     "stale": {},
@@ -82,11 +82,14 @@ def lively(model):
 @needs_native
 @EVERY_KIND
 def test_native_equals_reference(kind):
-    """Scores and the gradient of an open group to 1e-9, and after 40 steps what they lead to."""
+    """The gradient of an open group to 1e-9, and after 40 steps what it leads to.
+
+    Scores are those of forecasts, which rows keep in single precision.
+    """
     events = some_events(160)
     one, other = make(kind, "native", group=1000), make(kind, "reference", group=1000)
     scores = [model.learn_many(*(column[:60] for column in events)) for model in (one, other)]
-    np.testing.assert_allclose(*scores, rtol=1e-9, atol=1e-11)
+    np.testing.assert_allclose(*scores, rtol=1e-6, atol=1e-7)
     grown = gradient(other)
     np.testing.assert_allclose(gradient(one), grown, rtol=1e-9, atol=1e-11 * np.abs(grown).max())
     if kind.get("train") != "pool":
@@ -164,7 +167,7 @@ def test_gradients_equal_finite_differences(kind):
         if model.native is not None:
             model.native.refresh()
         score = model.learn_one(event)
-        return -score["time_log_density"] - score["type_log_probability"]
+        return -score["at_arrival_time_log_likelihood"] - score["type_log_probability"]
 
     weights = before["weights"].numpy().copy()
     loss(weights)
@@ -193,7 +196,7 @@ def assert_gradient_of_drawn_nodes(model, before, event, exact):
         reference.arrays["cached"][:] = before["cached"].numpy().reshape(reference.arrays["cached"].shape)
         past = reference._remember(p, row, fresh=model.config.gradients == "exact")
         kind = reference.vocabulary[event.type]
-        return reference._score_event(p, past, event.time - float(row["last_time"]), kind)[2].item()
+        return reference._score_event(p, past, event.time - float(row["last_time"]), kind, None)[2].item()
 
     for at in np.argsort(-np.abs(exact))[:20]:
         step = torch.zeros_like(weights)
@@ -269,7 +272,7 @@ def test_remembering_events_one_by_one_equals_all_at_once():
         for kind, window in (({}, 64), ({"gradients": "exact"}, 64), ({}, 128), ({}, 4))
     )
     ours = stale.learn_many(*events)
-    np.testing.assert_allclose(ours, exact.learn_many(*events), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(ours, exact.learn_many(*events), rtol=1e-6, atol=1e-7)
     assert stale.arrays["progress"][6] > 100  # hits of the cache
     shorter = small.learn_many(*events)
     assert np.nanmax(np.abs(shorter[:, 2] - ours[:, 2])) > 1e-4
@@ -278,7 +281,7 @@ def test_remembering_events_one_by_one_equals_all_at_once():
         if name != "recency":
             _part(larger, name)[:] = _part(stale, name)
     larger.load_state_dict(larger.state_dict())
-    np.testing.assert_allclose(larger.learn_many(*events), ours, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(larger.learn_many(*events), ours, rtol=1e-6, atol=1e-7)
 
 
 def _part(model, name):
@@ -289,6 +292,25 @@ def _part(model, name):
 
 
 # Causality
+
+
+def test_a_gap_is_scored_by_what_was_said_when_it_began():
+    """Not by parameters that have meanwhile been trained on events which all came at the time it ends."""
+    times, types, keys = some_events(200)
+    model = make()
+    model.learn_many(times, types, keys)
+    said = model.predict_one("key 3", horizon=50.0)
+    parts = model.keys.find("key 3")["issued"].copy()
+    model.learn_many(
+        [times[-1] + 0.1 * i for i in range(1, 101)], ["type 1"] * 100, [f"key {i % 3}" for i in range(100)]
+    )
+    bins = model._forecast(parts)
+    event = Event(said.last_time + 2_000.0, "type 1", "key 3")
+    score = model.learn_one(event)
+    density, compensator = model.counts._density(bins, np.array([2_000.0]))
+    assert score["time_log_density"] == pytest.approx(density[0], abs=1e-6)
+    assert score["compensator"] == pytest.approx(compensator[0], rel=1e-6)
+    assert score["at_arrival_time_log_likelihood"] != pytest.approx(score["time_log_density"], abs=1e-3)
 
 
 @MAIN_KINDS
@@ -352,7 +374,7 @@ def test_the_order_of_prompts_does_not_matter_and_the_pool_does():
     _part(permuted, "prompt_rows").reshape(5, -1)[:] = rows[order]
     permuted.load_state_dict(permuted.state_dict())
     scores = plain.learn_many(*events)
-    np.testing.assert_allclose(permuted.learn_many(*events), scores, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(permuted.learn_many(*events), scores, rtol=1e-6, atol=1e-7)
     weights = plain.arrays["weights"]
     without.arrays["weights"][:] = weights[: len(without.arrays["weights"])]
     without.load_state_dict(without.state_dict())
@@ -425,10 +447,10 @@ TAOBAO = Path(__file__).parents[3] / "shared" / "data" / "taobao" / "events.csv.
 
 @needs_native
 @pytest.mark.skipif(not TAOBAO.is_file(), reason="the shopping log is not here")
-def test_a_shopping_log_is_predicted_better_than_by_counts_hawkes_and_a_small_network():
-    """One pass, each event scored before it is learned, gaps in units of 10,000 s.
+def test_a_shopping_log_is_predicted_better_than_by_counts_and_hawkes():
+    """One pass, each event scored before it is learned; gaps, in units of 10,000 s, by forecasts as issued.
 
-    The network: two layers over the last eight events, added to a floor of counts, 1.433 nats, 39.8%, +2.39.
+    The network: two layers over the last eight events, added to a floor of counts, 1.433 nats and 39.8%.
     """
     with gzip.open(TAOBAO, "rt") as file:
         rows = sorted(csv.DictReader(file), key=lambda row: float(row["time"]))
@@ -438,13 +460,13 @@ def test_a_shopping_log_is_predicted_better_than_by_counts_hawkes_and_a_small_ne
     mean = {name: scores[:, i].mean() for name, i in COLUMN.items()}
     error = float((scores[:, COLUMN["predicted_type"]] != scores[:, COLUMN["type"]]).mean())
     for other in ("counts", "hawkes"):
-        assert mean["time_log_density"] > mean[f"{other}_time_log_likelihood"] + 0.3
-        assert -mean["type_log_probability"] < mean[f"{other}_type_log_loss"] - 0.02
+        assert mean["time_log_density"] > mean[f"{other}_time_log_likelihood"] + 0.01
+        assert -mean["type_log_probability"] < mean[f"{other}_type_log_loss"] - 0.03
         assert error < mean[f"{other}_type_error"]
     assert error < mean["repeat_last_type_error"]
     assert error < 0.393
     assert -mean["type_log_probability"] < 1.40
-    assert mean["time_log_density"] + math.log(1e4) > 2.6
+    assert mean["time_log_density"] + math.log(1e4) > 2.0
 
 
 def test_wrong_settings_are_refused():
