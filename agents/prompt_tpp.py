@@ -541,9 +541,8 @@ class PromptTPP(EventModel):
     def _forecast(self, issued: NDArray[Any]) -> Array:
         """Return the forecast of a gap [bins], by what network, counts and hawkes say of it, [3, bins]."""
         weights = self.arrays["forecast_weights"].astype(np.float32)
-        if self.config.decoder == "intensity":
-            return issued[0]
-        return (weights[:, None] * issued).sum(0, dtype=np.float32).astype(np.float64)
+        mixed: Array = (weights[:, None] * issued).sum(0, dtype=np.float32).astype(np.float64)
+        return mixed
 
     def _said(self, bins: Array, row: Any) -> Array:
         """Return the forecast of a gap [bins], by the network's bins and the floors as they are now."""

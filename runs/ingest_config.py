@@ -33,8 +33,8 @@ class IngestConfig(Generic[Settings]):
     synthetic:hawkes. Parameters say which field is what: 'file:log.csv?time=ts&type=action&key=user_id'."""
     settings: tyro.conf.OmitArgPrefixes[Settings]
     model: str = "counts"
-    """counts (what follows what, after how long), hawkes (self-exciting), poisson (constant rates), prompt-tpp
-    (attention to what a key did, beside the first two)."""
+    """counts (what follows what, after how long), hawkes (self-exciting), poisson (constant rates),
+    prompt-tpp (attention to what a key did, beside the first two)."""
     out: Path | None = None
     """The run directory. Unset: outputs/<source>-<model>."""
     follow: bool = False

@@ -338,6 +338,38 @@ def _sweep(argv: list[str]) -> int:
     return 1 if result.failed else 0
 
 
+TASKS_HELP = """
+    Divide a stream into tasks, and compare what methods learn, keep and forget from one to the next.
+
+    Every task is a window of time, with parts to train on, to validate and to test. Methods: neural point
+    processes fine-tuned, retrained, replaying, consolidating or with a pool of prompts, and statistics of
+    events. The same command again goes on with what is missing.
+
+    streamwise tasks file:events.csv.gz
+    streamwise tasks file:events.csv.gz --methods online prompt-tpp counts --bases nhp --seeds 3
+    streamwise tasks 'synthetic:drift?events=20000' --tasks 5 --by count --epochs 2 --width 16
+    """
+
+
+def _tasks(argv: list[str]) -> int:
+    from streamwise.runs.tasks import TasksConfig, run_tasks
+
+    config: TasksConfig = _parse(TasksConfig, "tasks", argv, inspect.cleandoc(TASKS_HELP))
+    result = run_tasks(config)
+    failed = f", {len(result.failed)} failed" if result.failed else ""
+    print(f"{result.done} of {result.units} units done{failed}")
+    print(f"tasks:  {result.directory}")
+    if result.done:
+        from streamwise.runs.task_report import write_task_report
+
+        files = write_task_report(result.directory)
+        print(f"report: {files.html}\nplot:   {files.png}")
+    if result.signal is not None:
+        print("go on:  give the same command again")
+        return 128 + result.signal
+    return 1 if result.failed else 0
+
+
 @dataclass(frozen=True)
 class EvaluateArguments:
     """Play episodes with a run's newest checkpoint, learning nothing, and print the mean return.
@@ -418,7 +450,7 @@ class ReportArguments:
     Several runs of one environment are drawn together, as seeds of one curve or as agents to compare. Of a
     sweep come interquartile means over seeds with bootstrap intervals, probabilities of improvement,
     performance profiles, and every number as CSV and Parquet; several sweeps are compared with each other.
-    Runs of `ingest` on the same events are compared as models.
+    Runs of `ingest` on the same events are compared as models. Of `tasks` come matrices and tables.
 
     streamwise report outputs/demo
     streamwise report outputs/events-hawkes outputs/events-counts
@@ -439,10 +471,19 @@ def _report(argv: list[str]) -> int:
     from streamwise.runs.report import write_report
     from streamwise.runs.sweep_data import is_sweep
     from streamwise.runs.sweep_report import write_sweep_report
+    from streamwise.runs.tasks import is_tasks
     from streamwise.streams import UsageError
 
     if not arguments.runs:
         raise UsageError("name at least one run directory, for example outputs/demo.")
+    if is_tasks(arguments.runs[0]):
+        from streamwise.runs.task_report import write_task_report
+
+        if len(arguments.runs) > 1:
+            raise UsageError(f"{arguments.runs[0]} is a comparison on tasks; draw one at a time.")
+        files = write_task_report(arguments.runs[0], arguments.out)
+        print(f"report: {files.html}\nplot:   {files.png}")
+        return 0
     if any(map(is_ingest, arguments.runs)):
         from streamwise.runs.event_report import write_event_report
 
@@ -483,7 +524,9 @@ def _bench(argv: list[str]) -> int:
 
     arguments = _parse(BenchArguments, "bench", argv[:1])
     folder = Path(streamwise.runs.__file__).parents[1] / "benchmarks"
-    scripts = {path.stem.removesuffix("_speed"): path for path in sorted(folder.glob("*.py"))}
+    scripts = {
+        path.stem.removesuffix("_speed").replace("_", "-"): path for path in sorted(folder.glob("*.py"))
+    }
     if not scripts:
         raise UsageError(f"there is no {folder}; benchmarks come with a source checkout, not with a wheel.")
     if arguments.name not in scripts:
@@ -526,6 +569,7 @@ COMMANDS = {
     "predict": Command("predict a key's next event", _predict),
     "resume": Command("go on with an interrupted run, or extend a finished one", _resume),
     "sweep": Command("run environments, agents and seeds on all cores, or on a Ray cluster", _sweep),
+    "tasks": Command("divide a stream into tasks: what methods learn, keep and forget", _tasks),
     "evaluate": Command("play episodes with a trained policy; make a video", _evaluate),
     "checkpoints": Command("list a run's checkpoints and check them", _checkpoints),
     "report": Command("draw runs as an HTML page and a PNG", _report),

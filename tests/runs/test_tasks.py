@@ -1,0 +1,503 @@
+"""Streams as tasks: divided in time and nothing else, scored without the future, gone on with exactly."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from streamwise.agents import event_model_class
+from streamwise.agents.neural_tpp import gauss_legendre
+from streamwise.agents.tpp_training import event_scores
+from streamwise.runs import tasks
+from streamwise.runs.checkpoint import CheckpointError
+from streamwise.runs.task_methods import METRICS, NEURAL, STATISTICAL, make_method
+from streamwise.runs.task_split import Events, Split
+from streamwise.runs.tasks import (
+    TasksConfig,
+    Unit,
+    load_tasks,
+    read_source,
+    run_tasks,
+    run_unit,
+    summarize,
+    units_of,
+)
+from streamwise.streams import UsageError
+
+TASKS, TYPES = 3, 3
+UNITS = [Unit(name, "nhp", 1) for name in NEURAL] + [Unit("prompt-tpp", "attnhp", 1)]
+UNITS += [Unit(name, None, 0) for name in STATISTICAL]
+EVERY_UNIT = pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+
+
+def make_events(count=420, keys=12, seed=0):
+    """Bursts of a few keys, on a clock that begins at 1.5e9 s."""
+    draw = np.random.default_rng(seed)
+    times = 1.5e9 + np.cumsum(draw.exponential(1.0, count) * draw.choice([0.1, 30.0], count))
+    types, of_keys = draw.integers(TYPES, size=count), draw.integers(keys, size=count)
+    return Events(times, types, of_keys, tuple("abc"), keys)
+
+
+def config(**options):
+    small = {
+        "tasks": TASKS, "by": "count", "epochs": 2, "steps": 4, "batch": 4, "window": 8, "predictions": 5,
+        "width": 4, "layers": 1, "heads": 1, "prompts": 4, "selected": 2, "rows": 1, "replayed": 6,
+    }  # fmt: skip
+    return TasksConfig("file:unused.csv", **{**small, **options})
+
+
+def make_split(events, settings=None):
+    c = settings or config()
+    return Split(events, c.tasks, c.by, window=c.window, predictions=c.predictions)
+
+
+def numbers(cells):
+    return np.array([[cell[name] for name in METRICS] for cell in cells])
+
+
+def parts_of(split):
+    return [part for some in zip(split.train, split.validation, split.test, strict=True) for part in some]
+
+
+# Splits
+
+
+@pytest.mark.parametrize("by", ["time", "count"])
+@pytest.mark.parametrize("count", [420, 3_000])
+def test_parts_are_disjoint_in_order_and_cover_the_stream(by, count):
+    events = make_events(count)
+    split = make_split(events, config(by=by))
+    parts = parts_of(split)
+    assert len(parts) == 3 * TASKS
+    for before, after in itertools.pairwise(parts):
+        assert before.start < before.end == after.start
+    first = {key: int(np.flatnonzero(events.keys == key)[0]) for key in set(events.keys.tolist())}
+    seen = []
+    for part in parts:
+        scored = set(split.order[part.scored].tolist())
+        inside = {
+            i
+            for i, (time, key) in enumerate(zip(events.times, events.keys, strict=True))
+            if part.start <= time < part.end and i != first[key]
+        }
+        assert scored == inside
+        seen += scored
+    assert len(seen) == len(set(seen))
+    outside = set(range(count)) - set(seen) - set(first.values())
+    assert len(outside) <= 2 * max(1, math.ceil(0.001 * count))
+    if by == "count":
+        sizes = [np.count_nonzero((events.times >= part.start) & (events.times < part.end)) for part in parts]
+        windows = np.array(sizes).reshape(TASKS, 3)
+        assert np.ptp(windows.sum(1)) <= 2
+        assert np.allclose(windows / windows.sum(1, keepdims=True), [0.7, 0.1, 0.2], atol=0.02)
+    else:
+        lengths = np.diff(split.bounds).reshape(TASKS, 3)
+        assert np.allclose(lengths / lengths.sum(), np.array([0.7, 0.1, 0.2]) / TASKS, atol=1e-6)
+
+
+def test_stray_events_do_not_stretch_the_windows():
+    events = make_events(3_000)
+    usual = make_split(events, config(by="time")).bounds
+    times = events.times.copy()
+    times[0], times[-1] = 1.0, times[-1] + 1e9
+    strayed = make_split(dataclasses.replace(events, times=times), config(by="time")).bounds
+    assert np.allclose(usual, strayed)
+
+
+def test_every_scored_event_is_in_one_sequence_after_up_to_a_window_of_its_own_past():
+    split = make_split(make_events(900, keys=3))
+    for part in parts_of(split):
+        covered = []
+        for begin, first, end in part.chunks.tolist():
+            assert len(set(split.keys[begin:end].tolist())) == 1
+            assert (np.diff(split.times[begin:end]) >= 0.0).all()
+            assert 1 <= first - begin <= split.window
+            assert first - begin == min(split.window, first - split.key_starts[first])
+            assert end - first <= split.window
+            covered += range(first, end)
+        assert sorted(covered) == part.scored.tolist()
+        for begin, first, end in part.predicted.tolist():
+            assert end == first + 1
+            assert first in covered
+            assert first - begin == min(split.window, first - split.key_starts[first])
+
+
+def test_batches_hold_every_sequence_once_in_any_order():
+    split = make_split(make_events())
+    chunks = split.train[0].chunks
+    generator = torch.Generator().manual_seed(0)
+    for drawn in (None, generator, generator):
+        found = np.concatenate(list(split.batches(chunks, 3, drawn)))
+        assert sorted(found.tolist()) == sorted(chunks.tolist())
+
+
+def test_a_part_without_events_is_refused_and_says_what_to_do():
+    times = np.concatenate([np.linspace(0.0, 1.0, 300), np.linspace(99.0, 100.0, 300)])
+    events = Events(times, np.zeros(600, np.int64), np.zeros(600, np.int64), ("a",), 1)
+    with pytest.raises(UsageError, match=r"task 1 of 3 has nothing .* validation part; .* --by count"):
+        make_split(events, config(by="time"))
+    make_split(events, config(by="count"))
+
+
+def test_scores_of_parts_add_up_to_the_likelihood_of_the_stream():
+    """Every interval is charged once, in full, to the event that ends it, whatever part it began in."""
+    events = make_events(300, keys=20)
+    split = make_split(events, config(window=64))
+    model = make_method("online", "nhp", config().of_methods, split, 0).model
+    rule = gauss_legendre(4)
+    with torch.no_grad():
+        found = sum(
+            (scores := event_scores(model, split.batch(part.chunks), rule)).time.sum().item()
+            + scores.type.sum().item()
+            for part in parts_of(split)
+        )
+        expected = 0.0
+        inside = np.zeros(len(events.times), bool)
+        for part in parts_of(split):
+            inside[part.scored] = True
+        for key in range(events.key_count):
+            places = np.flatnonzero(split.keys == key)
+            whole = split.batch(np.array([[places[0], places[0] + 1, places[-1] + 1]]))
+            scores = event_scores(model, whole, rule)
+            expected += (scores.time + scores.type)[0][torch.from_numpy(inside[places[1:]])].sum().item()
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+# Methods
+
+
+@EVERY_UNIT
+def test_what_comes_later_changes_no_earlier_score_to_the_last_bit(unit):
+    """Neither what is learned from a task nor how it is scored."""
+    events = make_events()
+    split = make_split(events, config(by="time"))
+    later = events.times >= split.test[0].end
+    types = np.where(later, (events.types + 1) % TYPES, events.types)
+    times = events.times.copy()
+    last = len(times) - 2
+    movable = np.flatnonzero(later)[:-2]
+    gaps = np.diff(times)[movable]
+    times[movable] += 0.4 * np.minimum(gaps, np.append(gaps[1:], gaps[-1]))
+    assert (np.diff(times) >= 0.0).all()
+    assert times[last] == events.times[last]
+    changed = dataclasses.replace(events, types=types, times=times)
+
+    def scores(of):
+        method = make_method(
+            unit.method, unit.base, config().of_methods, make_split(of, config(by="time")), 1
+        )
+        method.learn(0)
+        return numbers(method.scores(1))
+
+    assert np.array_equal(scores(events), scores(changed), equal_nan=True)
+
+
+def test_an_event_is_scored_without_itself_but_not_by_the_leaky_retrieval():
+    """The last event of every sequence is another one: what is said of its type's rivals may not move."""
+    split = make_split(make_events())
+    chunks = split.test[0].predicted
+    for name in ("prompt-tpp", "random-retrieval", "frozen-pool", "leaky-retrieval"):
+        method = make_method(name, "attnhp", config().of_methods, split, 0)
+        method._draw_prompts(0)
+        batch = split.batch(chunks)
+        other = split.batch(chunks)
+        other.sequences.types.scatter_add_(
+            1, batch.first[:, None], torch.ones(len(chunks), 1, dtype=torch.int64)
+        )
+        other.sequences.types.remainder_(TYPES)
+        with torch.no_grad():
+            one = event_scores(method.model, batch, gauss_legendre(3))
+            method._draw_prompts(0)
+            two = event_scores(method.model, other, gauss_legendre(3))
+        assert torch.equal(one.time, two.time) == (name != "leaky-retrieval")
+
+
+@EVERY_UNIT
+def test_scoring_changes_nothing(unit):
+    split = make_split(make_events())
+    method = make_method(unit.method, unit.base, config().of_methods, split, unit.seed)
+    method.learn(0)
+    before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
+    first, second = numbers(method.scores(TASKS)), numbers(method.scores(TASKS))
+    method.silence(0)
+    after = method.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert np.array_equal(first, second, equal_nan=True)
+
+
+@EVERY_UNIT
+def test_a_unit_that_was_interrupted_ends_as_one_that_was_not(unit, tmp_path):
+    split = make_split(make_events())
+
+    class KilledError(Exception):
+        pass
+
+    def kill(task):
+        if task == 2:
+            raise KilledError
+
+    whole = run_unit(unit, config(out=tmp_path / "whole"), split)
+    interrupted = config(out=tmp_path / "interrupted")
+    with pytest.raises(KilledError):
+        run_unit(unit, interrupted, split, kill)
+    resumed = run_unit(unit, interrupted, split)
+    assert resumed["tensors_restored"] > 0
+    assert whole["tensors_restored"] == 0
+    for name in ("matrices", "fit", "silence"):
+        assert resumed[name] == whole[name]
+
+
+@EVERY_UNIT
+def test_restoring_counts_the_tensors_and_refuses_unmatched_names(unit):
+    split = make_split(make_events())
+    method = make_method(unit.method, unit.base, config().of_methods, split, unit.seed)
+    state = method.state_dict()
+    assert method.load_state_dict(state) == len(state) >= 2
+    prefixed = {f"module.{name}": tensor for name, tensor in state.items()}
+    with pytest.raises(CheckpointError, match=r"lacks .*longest_wait.* has also module"):
+        method.load_state_dict(prefixed)
+    name = next(iter(state))
+    with pytest.raises(CheckpointError, match=f"it lacks {name}"):
+        method.load_state_dict({key: tensor for key, tensor in state.items() if key != name})
+
+
+def test_a_pretrained_method_stays_as_it_is_and_a_retrained_one_begins_afresh():
+    split = make_split(make_events())
+    frozen = make_method("pretrained", "nhp", config().of_methods, split, 0)
+    assert frozen.learn(0) is not None
+    state = frozen.state_dict()
+    assert frozen.learn(1) is None
+    assert all(torch.equal(tensor, state[name]) for name, tensor in frozen.state_dict().items())
+
+    untouched = make_method("retrained", "nhp", config().of_methods, split, 0)
+    other = make_method("retrained", "nhp", config().of_methods, split, 0)
+    other.learn(0)
+    for method in (untouched, other):
+        method.learn(1)
+    assert all(
+        torch.equal(x, y)
+        for x, y in zip(untouched.state_dict().values(), other.state_dict().values(), strict=True)
+    )
+
+
+def test_consolidation_holds_what_earlier_tasks_need():
+    split = make_split(make_events())
+    method = make_method("ewc", "nhp", config().of_methods, split, 0)
+    method.learn(0)
+    assert method._penalty().item() == 0.0
+    assert all((fisher >= 0.0).all() for fisher in method.fisher.values())
+    with torch.no_grad():
+        method.model.bias += 0.1
+    expected = 0.5 * (method.fisher["bias"] * 0.01).sum().item()
+    assert method._penalty().item() == pytest.approx(expected, rel=1e-4)
+    assert expected > 0.0
+
+    def moved(consolidation):
+        settings = dataclasses.replace(config(epochs=1, steps=6).of_methods, consolidation=consolidation)
+        settings = dataclasses.replace(
+            settings, training=dataclasses.replace(settings.training, weight_decay=0.0, step_size=1e-3)
+        )
+        method = make_method("ewc", "nhp", settings, split, 0)
+        method.learn(0)
+        before = method.model.bias.detach().clone()
+        better = iter(range(10))
+        method._validation = lambda part: next(better)
+        method.learn(1)
+        return (method.model.bias - before).abs().sum().item()
+
+    assert moved(1e9) < moved(0.0)
+
+
+def test_a_reservoir_is_bounded_and_holds_every_sequence_with_equal_probability():
+    split = make_split(make_events())
+    method = make_method("replay", "nhp", config().of_methods, split, 0)
+    chunks = np.arange(90).reshape(30, 3)
+    counts = np.zeros(30)
+    draws = 400
+    for seed in range(draws):
+        method.reservoir, method.offered = np.zeros((0, 3), np.int64), 0
+        for some in (chunks[:10], chunks[10:]):  # two tasks
+            method._remember(some, torch.Generator().manual_seed(seed))
+        assert len(method.reservoir) == 6
+        counts[method.reservoir[:, 0] // 3] += 1
+    expected = draws * 6 / 30
+    assert np.abs(counts - expected).max() < 4.5 * math.sqrt(expected * 0.8)
+    method.reservoir = chunks[:2] + 10_000
+    for batch in method._with_replayed(split.train[0].chunks, torch.Generator().manual_seed(0)):
+        assert np.count_nonzero(batch[:, 0] >= 10_000) == 2
+
+
+@pytest.mark.parametrize("name", ["hawkes", "counts"])
+def test_streamed_models_learn_as_they_do_in_a_stream(name):
+    events = make_events()
+    split = make_split(events)
+    method = make_method(name, None, config().of_methods, split, 0)
+    method.learn(0)
+    model = event_model_class(name)(event_model_class(name).Config(types=TYPES), backend="reference")
+    model.vocabulary = {kind: i for i, kind in enumerate(events.type_names)}
+    model.seen[0] = TYPES
+    end = np.searchsorted(events.times, split.train[0].end)
+    start = np.searchsorted(events.times, split.train[0].start)
+    assert start == 0
+    model.learn_many(
+        events.times[:end].tolist(),
+        [events.type_names[i] for i in events.types[:end]],
+        [str(key) for key in events.keys[:end]],
+    )
+    for key, array in model.arrays.items():
+        assert np.allclose(method.model.arrays()[key], array), key
+
+
+def test_repeating_and_counting_by_hand():
+    """One key, a and b in turn, a second apart, then ten: what each says is known."""
+    times = np.concatenate([np.arange(60.0), 60.0 + np.arange(40.0)])
+    events = Events(times, np.arange(100) % 2, np.zeros(100, np.int64), ("a", "b"), 1)
+    split = make_split(events, config(tasks=2))
+    repeat = make_method("repeat-last", None, config().of_methods, split, 0)
+    repeat.learn(0)
+    (cell,) = repeat.scores(1)
+    assert cell["type_error_true_time"] == cell["type_error_predicted_time"] == 1.0
+    assert cell["time_rmse"] == cell["time_mae"] == 0.0
+    assert math.isnan(cell["log_likelihood"])
+    markov = make_method("markov", None, config().of_methods, split, 0)
+    markov.learn(0)
+    (cell,) = markov.scores(1)
+    assert cell["type_error_true_time"] == 0.0
+    assert cell["time_log_likelihood"] == pytest.approx(-1.0, abs=0.01)  # a rate of 1, a gap of 1
+    learned = round(0.35 * 99)  # events of the training part, half of them after the other type
+    counts = (learned // 2, (learned - 1) // 2)
+    worth = [math.log((n + 5.0 * 0.5) / (n + 5.0)) for n in counts]
+    assert cell["type_log_likelihood"] == pytest.approx(np.mean(worth), abs=0.01)
+
+
+# Matrices
+
+
+def test_figures_of_a_matrix_are_those_of_plain_loops():
+    draw = np.random.default_rng(0)
+    for higher in (True, False):
+        matrix = draw.normal(size=(5, 5))
+        matrix[np.triu_indices(5, 2)] = np.nan
+        found = summarize(matrix, higher)
+        assert found.average == pytest.approx(sum(matrix[i][i] for i in range(5)) / 5)
+        assert found.forward == pytest.approx(sum(matrix[i][i + 1] for i in range(4)) / 4)
+        lost = 0.0
+        for j in range(4):
+            column = [matrix[i][j] for i in range(5) if not math.isnan(matrix[i][j])]
+            lost += max(column) - column[-1] if higher else column[-1] - min(column)
+        assert found.forgetting == pytest.approx(lost / 4)
+        assert found.forgetting >= 0.0
+
+
+def test_a_unit_scores_its_task_those_before_and_the_next(tmp_path):
+    found = run_unit(Unit("markov", None, 0), config(out=tmp_path), make_split(make_events()))
+    assert set(found["matrices"]) == set(METRICS)
+    for matrix in found["matrices"].values():
+        known = [[value is not None for value in row] for row in matrix]
+        assert known == [[True, True, False], [True, True, True], [True, True, True]]
+
+
+# Directories
+
+
+def test_units_are_every_method_once_and_the_neural_ones_for_every_seed():
+    units = units_of(config(methods=("all",), seeds=2))
+    assert len(units) == len({unit.name for unit in units}) == 2 * 2 * len(NEURAL) + len(STATISTICAL)
+    chosen = units_of(config(methods=("online", "counts", "online"), bases=("nhp",), seeds=3))
+    assert [unit.name for unit in chosen] == ["counts-seed0", *(f"online-nhp-seed{i}" for i in range(3))]
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"methods": ("onlin",)}, r"there is no 'onlin'\. Did you mean 'online'\?"),
+        ({"methods": ()}, "--methods names none"),
+        ({"bases": ("lstm",)}, "Choose one of: attnhp, nhp"),
+        ({"tasks": 1}, "--tasks is 1; use 2 or more"),
+        ({"selected": 9}, "--selected is 9, of 4 prompts"),
+        ({"time_unit": math.inf}, "--time-unit is inf"),
+        ({"address": "auto", "cpus": 1}, "--cpus is of this machine"),
+    ],
+)
+def test_wrong_settings_are_refused_in_a_line(options, match):
+    with pytest.raises(UsageError, match=match):
+        config(**options)
+
+
+def log_file(tmp_path, events):
+    path = tmp_path / "log.csv"
+    columns = (events.times, events.types, events.keys)
+    rows = [
+        f"{time!r},{'abc'[kind]},{key}"
+        for time, kind, key in zip(*(c.tolist() for c in columns), strict=True)
+    ]
+    path.write_text("\n".join(["time,type,key", *rows]) + "\n")
+    return path
+
+
+def test_a_source_is_read_whole_in_its_order(tmp_path):
+    events = make_events()
+    path = log_file(tmp_path, events)
+    found = read_source(dataclasses.replace(config(), source=f"file:{path}"))
+    assert np.array_equal(found.times, events.times)
+    names = np.array(found.type_names)[found.types]
+    assert (names == np.array(list("abc"))[events.types]).all()
+    assert found.key_count == len(set(events.keys.tolist()))
+    fewer = read_source(dataclasses.replace(config(events=50), source=f"file:{path}"))
+    assert np.array_equal(fewer.times, events.times[:50])
+    with pytest.raises(UsageError, match="save it to a file"):
+        read_source(dataclasses.replace(config(), source="stdin:?format=csv"))
+    path.write_text("time,type,key\n")
+    with pytest.raises(UsageError, match="has no events"):
+        read_source(dataclasses.replace(config(), source=f"file:{path}"))
+
+
+def without_ray(monkeypatch):
+    """Run units in this process, one after the other."""
+
+    class Here:
+        def __init__(self, config, events, units, missing, console, stop):
+            self.config, self.split, self.missing = config, tasks._split(events, config), missing
+
+        def run(self):
+            for unit in self.missing:
+                result = json.dumps(run_unit(unit, self.config, self.split))
+                tasks._result_path(self.config.directory, unit).write_text(result)
+            return {}
+
+    monkeypatch.setattr(tasks, "_Driver", Here)
+    monkeypatch.setattr(tasks, "_ray", lambda options: tasks.ExitStack())
+
+
+def test_the_same_command_does_what_is_missing_and_another_is_refused(tmp_path, monkeypatch):
+    without_ray(monkeypatch)
+    path, out = log_file(tmp_path, make_events()), tmp_path / "out"
+    given = dataclasses.replace(config(methods=("markov",), out=out), source=f"file:{path}")
+    assert run_tasks(given).done == 1
+    assert dataclasses.replace(load_tasks(out), out=out) == given.resolved()
+    kept = (out / "results" / "markov-seed0.json").read_bytes()
+
+    more = dataclasses.replace(given, methods=("markov", "online"), bases=("nhp",), seeds=2)
+    result = run_tasks(more)
+    assert (result.done, result.units, result.failed) == (3, 3, {})
+    assert (out / "results" / "markov-seed0.json").read_bytes() == kept
+
+    with pytest.raises(UsageError, match=r"another --steps \(4, not 5\)"):
+        run_tasks(dataclasses.replace(given, steps=5))
+    with pytest.raises(UsageError, match=r"another --step-size \(0\.01, not 0\.5\)"):
+        run_tasks(dataclasses.replace(given, settings=dataclasses.replace(given.settings, step_size=0.5)))
+    log_file(tmp_path, make_events(seed=1))
+    with pytest.raises(UsageError, match="other events than when"):
+        run_tasks(given)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    with pytest.raises(UsageError, match="holds no result of tasks"):
+        run_tasks(dataclasses.replace(given, out=tmp_path / "mine"))
+    with pytest.raises(UsageError, match="holds no result of `streamwise tasks`"):
+        load_tasks(tmp_path / "mine")
