@@ -6,8 +6,8 @@ many nats an event the model is worse than the truth. A regime counts as learned
 500 events is within 0.05 nats of the mean over the last quarter of its visit before (of this one, if it is
 the first). Differences are paired by seed, which draws regimes, events and first weights; intervals are 95%.
 
-    OMP_NUM_THREADS=1 python benchmarks/regimes.py                     # half an hour on one core
-    python benchmarks/regimes.py --seeds 2 --events 5000 --figure regimes.png
+    OMP_NUM_THREADS=1 python benchmarks/regimes.py                     # five minutes on one core
+    python benchmarks/regimes.py --events 20000 --figure regimes.png
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ METHODS = [
 class Options:
     """Measure how soon regimes that come back are known again."""
 
-    events: int = 10_000
+    events: int = 5_000
     """Of a visit, on average."""
     seeds: int = 5
     """Seeds 0, 1, ..."""
