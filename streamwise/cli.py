@@ -512,8 +512,8 @@ class BenchArguments:
     """
 
     name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
-    """step (speed), returns (learning results), prediction (time series), ingest (events), soak (kills), live-tpp
-    (speed of PromptTPP), event-ablations (its parts), regimes (what comes back), prompt-figures (pictures)."""
+    """step (speed), returns (learning results), prediction (time series), ingest (events), soak (kills),
+    live-tpp (speed of PromptTPP), event-ablations (its parts), regimes, prompt-figures (pictures)."""
 
 
 def _bench(argv: list[str]) -> int:
