@@ -192,7 +192,7 @@ def _summary(results: Results) -> str:
 
 
 def _unit(config: TasksConfig) -> str:
-    return "second" if config.time_unit == 1.0 else f"{config.time_unit:,.10g} s"
+    return "seconds" if config.time_unit == 1.0 else f"{config.time_unit:,.10g} s"
 
 
 # ---- tables ----

@@ -504,8 +504,7 @@ class _Driver:
         self.failures: dict[str, int] = {}
         self.failed: dict[str, str] = {}
         self.arguments = (ray.put(config), ray.put(events))
-        self.started, self.shown_at = time.monotonic(), 0.0
-        self.tasks_done = 0
+        self.shown_at = 0.0
 
     def run(self) -> dict[str, str]:
         """Run all that waits; return why units were given up, by name."""

@@ -58,7 +58,7 @@ def test_uniform_draws_are_uniform():
 
 
 def test_all_ones_stay_below_1(monkeypatch):
-    monkeypatch.setattr("streamwise.agents.generator._mix", lambda bits: MASK)
+    monkeypatch.setattr("streamwise.agents.generator.mix", lambda bits: MASK)
     assert CounterGenerator(0).uniform() < 1.0
     assert CounterGenerator(0).integer(7) == 6
     assert np.isfinite(CounterGenerator(0).normal(3)).all()
