@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamwise.agents.event_model import CLOCK, Array, EventModel, EventSettings, Score
+from streamwise.agents.event_model import CLOCK, Array, EventSettings, Score, StatisticalModel
 from streamwise.streams import UsageError
 
 __all__ = ["Counts", "CountsConfig"]
@@ -65,7 +65,7 @@ class CountsConfig(EventSettings):
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be above 0 and finite.")
 
 
-class Counts(EventModel):
+class Counts(StatisticalModel):
     """Mixtures of counted types and of histograms of gaps. Every row of counts is halved at `memory`.
 
     >>> from streamwise.streams import Event

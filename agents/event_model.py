@@ -26,7 +26,16 @@ from streamwise.kernels import native_info
 from streamwise.memory.key_states import KeyStates
 from streamwise.streams import Event, UsageError
 
-__all__ = ["OTHER", "EventBackend", "EventModel", "EventSettings", "Prediction", "Score", "UnknownKeyError"]
+__all__ = [
+    "OTHER",
+    "EventBackend",
+    "EventModel",
+    "EventSettings",
+    "Prediction",
+    "Score",
+    "StatisticalModel",
+    "UnknownKeyError",
+]
 
 EventBackend = Literal["auto", "native", "reference"]
 Array = NDArray[np.float64]
@@ -119,7 +128,7 @@ class EventModel(ABC):
     name: ClassVar[str]
     Config: ClassVar[type[EventSettings]]
     extras: tuple[str, ...] = ()
-    """Names of the scores after those of `Score`; a model that has some overrides `_learn_chunk`."""
+    """Names of the scores after those of `Score`; a model that has some overrides `_learn_event`."""
 
     def __init__(
         self,
@@ -159,8 +168,8 @@ class EventModel(ABC):
         """Score an event with what was known before it. Changes nothing."""
 
     @abstractmethod
-    def _learn(self, row: Any, time: float, event_type: int) -> None:
-        """Update the shared statistics from an event that was scored; the row comes after."""
+    def _learn_event(self, row: Any, time: float, event_type: int) -> Sequence[float]:
+        """Score an event, learn from it, and put it into the state of its key; return its scores."""
 
     @abstractmethod
     def _advance(self, row: Any, time: float, event_type: int) -> None:
@@ -225,10 +234,7 @@ class EventModel(ABC):
             row = rows[slot]
             if row["events"] > 0.0 and time < row["last_time"]:
                 raise ValueError(f"event {i} lies before the last one of its key")
-            scores[i] = self._score(row, time, event_type)
-            self._learn(row, time, event_type)
-            self._put(row, time, event_type)
-            self.seen[0] = max(self.seen[0], event_type + 1)
+            scores[i] = self._learn_event(row, time, event_type)
 
     def _put(self, row: Any, time: float, event_type: int) -> None:
         self._advance(row, time, event_type)
@@ -384,3 +390,18 @@ class EventModel(ABC):
             "capacity": self.config.types,
         }
         return getattr(_native, kind)(state)
+
+
+class StatisticalModel(EventModel):
+    """An event model that learns from an event apart from scoring it."""
+
+    @abstractmethod
+    def _learn(self, row: Any, time: float, event_type: int) -> None:
+        """Update the shared statistics from an event that was scored; the row comes after."""
+
+    def _learn_event(self, row: Any, time: float, event_type: int) -> Sequence[float]:
+        score = self._score(row, time, event_type)
+        self._learn(row, time, event_type)
+        self._put(row, time, event_type)
+        self.seen[0] = max(self.seen[0], event_type + 1)
+        return score

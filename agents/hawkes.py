@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from streamwise.agents.event_model import CLOCK, Array, EventModel, EventSettings, Score
+from streamwise.agents.event_model import CLOCK, Array, EventSettings, Score, StatisticalModel
 from streamwise.streams import UsageError
 
 __all__ = ["Hawkes", "HawkesConfig"]
@@ -67,7 +67,7 @@ class HawkesConfig(EventSettings):
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be above 0 and finite.")
 
 
-class Hawkes(EventModel):
+class Hawkes(StatisticalModel):
     """A multivariate Hawkes process with several exponential time scales, fitted online.
 
     >>> from streamwise.streams import Event

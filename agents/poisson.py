@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from streamwise.agents.event_model import CLOCK, Array, EventModel, EventSettings, Score
+from streamwise.agents.event_model import CLOCK, Array, EventSettings, Score, StatisticalModel
 
 __all__ = ["Poisson", "PoissonConfig"]
 
@@ -24,7 +24,7 @@ class PoissonConfig(EventSettings):
     """Events of every type that are imagined at the start."""
 
 
-class Poisson(EventModel):
+class Poisson(StatisticalModel):
     """A homogeneous Poisson process for each key, with running rates per type.
 
     λ = (gaps + 1) / (seconds + prior_gap), and type k has the share (n_k + prior) / (n + prior * classes) of

@@ -38,25 +38,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from streamwise.agents.counts import Counts, CountsConfig
 from streamwise.agents.event_model import CLOCK, Array, EventModel, EventSettings, Score
 from streamwise.agents.generator import draws, mix
-from streamwise.agents.hawkes import Hawkes, HawkesConfig
 from streamwise.agents.learner import State
+from streamwise.agents.prompt_floors import FLOORS, Floor, Floors
 from streamwise.agents.prompt_network import LEAST_SHARE, NODES, PromptNetwork, Remembered
 from streamwise.kernels import native_info
 from streamwise.streams import UsageError
 
 __all__ = ["PromptTPP", "PromptTPPConfig"]
 
-_FLOORS = ("none", "counts", "hawkes", "both")
 _PROGRESS = (
     "events", "in_group", "updates", "pool_pending", "serials", "lookups", "hits", "gradient_norm", "clipped",
     "mean_cosine", "floored", "silence", "charged", "drift_count", "drift_sum", "drift_squares",
     "drift_walk", "drift_low", "drift_alarms", "boost_until", "rebuilds", "reused",
 )  # fmt: skip
 _GRID = 1024  # of offsets at which an intensity is integrated for a prediction
-_LEAST, _FLOOR = 1e-12, 1e-9  # of what a floor gives to anything; of an intensity in units of the prior gap
+_FLOOR = 1e-9  # of an intensity in units of the prior gap
 _DRIFT_SLACK, _DRIFT_THRESHOLD, _DRIFT_CLIP, _DRIFT_WARM_UP = 0.1, 100.0, 5.0, 500.0  # of prequential scores
 _BOOST_EVENTS = 2_000.0
 _WATCHED = 256
@@ -83,7 +81,7 @@ class PromptTPPConfig(EventSettings):
     """bins: a distribution of the next gap beside a floor; intensity: the published softplus, no floor."""
     gradients: Literal["stale", "exact"] = "stale"
     """stale: what older events left behind is a constant; exact: made anew for every event, and trained."""
-    floor: Literal["both", "counts", "hawkes", "none"] = "both"
+    floor: Floor = "both"
     """What the network's logits are added to, and its forecasts of gaps mixed with."""
     window: int = 32
     """Newest events of a key that are attended to; even."""
@@ -178,16 +176,8 @@ class PromptTPP(EventModel):
 
     def __init__(self, config: PromptTPPConfig | None = None, **options: Any) -> None:
         config = config or PromptTPPConfig()
-        # The floors' keys are in our own rows.
-        shared: dict[str, Any] = {
-            "types": config.types,
-            "prior_gap": config.prior_gap,
-            "keys_in_memory": 1024,
-        }
-        self.counts = Counts(CountsConfig(**shared, memory=config.memory), backend="reference")
-        self.hawkes = Hawkes(HawkesConfig(**shared), backend="reference")
-        self.hawkes.offset_seconds = self.counts.edges
-        self.hawkes.offset_passed = -np.expm1(-np.outer(self.counts.edges, self.hawkes.decay_rates))
+        self.floors = Floors(config.floor, config.types, config.prior_gap, config.memory)
+        self.counts, self.hawkes = self.floors.models
         self.watched: list[str | None] = [None] * _WATCHED  # keys whose silence is going to be charged
         self.network = PromptNetwork(config, self.counts.edges, self.counts.middles)
         super().__init__(config, **options)
@@ -228,10 +218,8 @@ class PromptTPP(EventModel):
         parts = [drawn.get(name, np.zeros)(shape).ravel() for name, shape in self.network.shapes.items()]
         weights = np.concatenate(parts).astype(real)
         stacks = (c.heads, c.layers, 2)
-        parts_of_forecast = np.array([1.0, c.floor in ("counts", "both"), c.floor in ("hawkes", "both")])
         self.arrays |= {
-            **{f"counts.{name}": array for name, array in self.counts.arrays.items() if name != "seen"},
-            **{f"hawkes.{name}": array for name, array in self.hawkes.arrays.items() if name != "seen"},
+            **self.floors.arrays,
             "weights": weights,
             "gradients": np.zeros_like(weights),
             "first_moment": np.zeros_like(weights),
@@ -241,8 +229,6 @@ class PromptTPP(EventModel):
             "cached": np.zeros((c.hot_keys, 4), np.int64),
             "progress": np.zeros(len(_PROGRESS)),
             "usage": np.tile([1.0 / max(c.prompts, 1), 0.0], (c.prompts, 1)),
-            "floor_weights": np.array([[0.5, 0.5], [0.5, 0.5]]),
-            "forecast_weights": parts_of_forecast / parts_of_forecast.sum(),
         }
 
     def _native_spec(self) -> tuple[str, dict[str, Any]]:
@@ -250,7 +236,7 @@ class PromptTPP(EventModel):
         info = native_info()
         assert info is not None
         parts = {}
-        for model in (self.counts, self.hawkes):
+        for model in self.floors.models:
             parts[model.name] = {**model._native_spec()[1], **model.arrays}
         return "PromptTPPModel", {
             **parts,
@@ -258,7 +244,7 @@ class PromptTPP(EventModel):
             "double": int(c.precision == "float64"),
             "decoder": ("bins", "intensity").index(c.decoder),
             "exact": int(c.gradients == "exact"),
-            "floor": _FLOORS.index(c.floor),
+            "floor": FLOORS.index(c.floor),
             "pool_only": int(c.train == "pool"),
             "random_prompts": int(c.retrieval == "random"),
             "recency": int(c.recency),
@@ -334,7 +320,7 @@ class PromptTPP(EventModel):
 
     def _bins(self, p: Mapping[str, Tensor], past: Remembered) -> Tensor:
         """Return the probability of each bin of the next gap, [bins]."""
-        floor = torch.from_numpy(self._gap_floor(past.row)).log().to(self.network.real)
+        floor = torch.from_numpy(self.floors.gaps(past.row)).log().to(self.network.real)
         return (floor + self.network.gap_logits(p, past)).softmax(0)
 
     def _type_shares(self, p: Mapping[str, Tensor], past: Remembered, gaps: Array) -> Tensor:
@@ -342,57 +328,8 @@ class PromptTPP(EventModel):
         if self.config.decoder == "intensity":
             rates = self.network.rates(p, past, gaps)[:, : self.classes]
             return rates / rates.sum(1, keepdim=True)
-        floor = torch.from_numpy(self._type_floor(past.row, gaps)).log().to(self.network.real)
+        floor = torch.from_numpy(self.floors.types(past.row, gaps)).log().to(self.network.real)
         return (floor + self.network.type_logits(p, past, gaps)[:, : self.classes]).softmax(1)
-
-    # The floors.
-
-    def _gap_floor(self, row: Any) -> Array:
-        """Return what the floors say of the next gap, [bins]."""
-        floor: Array = self.counts.gap_prior
-        if self.config.floor != "none":
-            floor = self._mixed(1, self.counts._mixtures(row["counts"])[1], self._hawkes_bins(row))
-        return np.maximum(floor, _LEAST)
-
-    def _hawkes_bins(self, row: Any) -> Array:
-        compensator = self.hawkes._intensities(row["hawkes"], self.counts.edges)[1]
-        return -np.diff(np.append(np.exp(-compensator), 0.0))
-
-    def _type_floor(self, row: Any, gaps: Array) -> Array:
-        """Return what the floors say of the type after some gaps, [gaps, classes]."""
-        if self.config.floor == "none":
-            return np.ones((len(gaps), self.classes))
-        by_counts = self.counts._mixtures(row["counts"])[0]
-        rates = self.hawkes._intensities(row["hawkes"], gaps)[0]
-        return np.maximum(self._mixed(0, by_counts, rates / rates.sum(1, keepdims=True)), _LEAST)
-
-    def _mixed(self, which: int, by_counts: Array, by_hawkes: Array) -> Array:
-        weights = self.arrays["floor_weights"][which]
-        of_counts = weights[0] if self.config.floor in ("counts", "both") else 0.0
-        of_hawkes = weights[1] if self.config.floor in ("hawkes", "both") else 0.0
-        mixed: Array = of_counts * by_counts + of_hawkes * by_hawkes
-        return mixed
-
-    def _mix_floors(self, row: Any, gap: float, event_type: int) -> None:
-        """Divide the weights between the floors by expectation-maximization, an event at a time."""
-        if self.config.floor == "none":
-            return
-        pace = 1.0 / (200.0 + min(self._progress["events"], 1e4))
-        at = int(np.searchsorted(self.counts.edges, gap, side="right")) - 1
-        weights = self.arrays["forecast_weights"]
-        caused = weights * row["issued"][:, at]
-        if caused.sum() > 0.0:
-            weights += pace * (caused / caused.sum() - weights)
-        if self.config.floor != "both":
-            return
-        types, bins = self.counts._mixtures(row["counts"])
-        rates = self.hawkes._intensities(row["hawkes"], np.array([gap]))[0][0]
-        says = [(types[event_type], rates[event_type] / rates.sum()), (bins[at], self._hawkes_bins(row)[at])]
-        for weights, pair in zip(self.arrays["floor_weights"], says, strict=True):
-            caused = weights * pair
-            if caused.sum() > 0.0:
-                weights[0] += pace * (caused[0] / caused.sum() - weights[0])
-                weights[1] = 1.0 - weights[0]
 
     def learn_many(self, times: Sequence[float], types: Sequence[str], keys: Sequence[str]) -> Array:
         """Score and learn events one after the other; return float64 [events, 7 + extras].
@@ -413,27 +350,12 @@ class PromptTPP(EventModel):
 
     # Learning, as the formulas are written; the native kernel does the same.
 
-    def _learn_chunk(
-        self, times: Array, ids: NDArray[np.int64], slots: NDArray[np.int64], scores: Array
-    ) -> None:
-        if self.native is not None:
-            self.native.learn(times, ids, slots, scores)
-            return
-        rows = self.keys.rows
-        for i, (time, event_type, slot) in enumerate(
-            zip(times.tolist(), ids.tolist(), slots.tolist(), strict=True)
-        ):
-            row = rows[slot]
-            if row["events"] > 0.0 and time < row["last_time"]:
-                raise ValueError(f"event {i} lies before the last one of its key")
-            scores[i] = self._learn_event(row, time, event_type)
-
     def _learn_event(self, row: Any, time: float, event_type: int) -> list[float]:
         progress, extras = self._progress, dict.fromkeys(self.extras, math.nan)
         if row["events"] == 0.0:
             progress["serials"] += 1.0
             row["serial"] = int(progress["serials"])
-            shares = self._type_floor(row, np.zeros(1))[0]
+            shares = self.floors.types(row, np.zeros(1))[0]
             score = Score(
                 gap=math.nan,
                 time_log_density=math.nan,
@@ -449,21 +371,21 @@ class PromptTPP(EventModel):
             p = self.network.parameters(weights)
             past = self._remember(p, row, fresh=self.config.gradients == "exact")
             score, described, loss = self._score_event(
-                p, past, gap, event_type, self._forecast(row["issued"])
+                p, past, gap, event_type, self.floors.forecast(row["issued"])
             )
             extras |= described
             self._train(weights, past, loss)
             self._watch(-described["at_arrival_time_log_likelihood"] - score.type_log_probability)
             progress["silence"] -= float(row["silence"])
-            self._mix_floors(row, gap, event_type)
+            self.floors.mix(row, gap, event_type, progress["events"])
             extras["repeat_last_type_error"] = float(event_type != row["last_type"])
-        for model in (self.counts, self.hawkes):
+        for model in self.floors.models:
             part = row[model.name]
             by = model._score(part, time, event_type)
             model._learn(part, time, event_type)
             wrong = float(by.predicted_type != event_type)
             issued, type_part = row["issued"][1 if model is self.counts else 2], by.type_log_probability
-            time_part = math.nan if row["events"] == 0.0 else self._log_density(issued, by.gap)
+            time_part = math.nan if row["events"] == 0.0 else self.floors.log_density(issued, by.gap)
             parts = (time_part + type_part, time_part, -type_part, wrong)
             names = ("log_likelihood", "time_log_likelihood", "type_log_loss", "type_error")
             extras |= {f"{model.name}_{name}": value for name, value in zip(names, parts, strict=True)}
@@ -487,11 +409,11 @@ class PromptTPP(EventModel):
         if self.config.decoder == "intensity":
             issued = now
         elif issued is None:
-            issued = self._said(now, row)
+            issued = self.floors.forecast_now(now, row)
         shares = self._type_shares(p, past, np.array([gap]))[0]
         type_loss = -shares[event_type].clamp(min=LEAST_SHARE).log()
         if self.config.decoder == "bins":
-            log_density, at_arrival = self._log_density(issued, gap), self._log_density(now, gap)
+            log_density, at_arrival = self.floors.log_density(issued, gap), self.floors.log_density(now, gap)
             compensator = -self.network.log_survival(torch.from_numpy(issued.astype(np.float64)), gap).item()
             at = int(np.searchsorted(self.counts.edges, gap, side="right")) - 1
             loss = -bins[at].log() + type_loss
@@ -529,30 +451,9 @@ class PromptTPP(EventModel):
         }
         return score, extras, loss
 
-    def _log_density(self, bins: NDArray[Any], gap: float) -> float:
-        """Return the logarithm of the density of a gap, in 1/s, by the probabilities of bins."""
-        edges = self.counts.edges
-        at = int(np.searchsorted(edges, gap, side="right")) - 1
-        width, beyond = self.counts.widths[at], 0.0
-        if at + 1 == len(edges):  # which has no end
-            width, beyond = edges[at], gap / edges[at] - 1.0
-        return float(math.log(max(float(bins[at]), LEAST_SHARE)) - math.log(width) - beyond)
-
-    def _forecast(self, issued: NDArray[Any]) -> Array:
-        """Return the forecast of a gap [bins], by what network, counts and hawkes say of it, [3, bins]."""
-        weights = self.arrays["forecast_weights"].astype(np.float32)
-        mixed: Array = (weights[:, None] * issued).sum(0, dtype=np.float32).astype(np.float64)
-        return mixed
-
-    def _said(self, bins: Array, row: Any) -> Array:
-        """Return the forecast of a gap [bins], by the network's bins and the floors as they are now."""
-        by_floors = self.counts._mixtures(row["counts"])[1], self._hawkes_bins(row)
-        return self._forecast(np.stack([bins, *by_floors]))
-
     def _issue(self, row: Any) -> None:
         """Say what is expected of the gap that begins now, to be scored when it ends."""
-        row["issued"][1] = self.counts._mixtures(row["counts"])[1]
-        row["issued"][2] = self._hawkes_bins(row)
+        row["issued"][1:] = self.floors.say(row)
         if self.config.decoder == "bins":
             p = self.network.parameters(torch.from_numpy(self.arrays["weights"]))
             with torch.no_grad():
@@ -753,9 +654,6 @@ class PromptTPP(EventModel):
             past = self._remember(p, row, fresh=True)
             return self._score_event(p, past, time - float(row["last_time"]), event_type, None)[0]
 
-    def _learn(self, row: Any, time: float, event_type: int) -> None:
-        raise NotImplementedError("events are learned by `_learn_event`, with their score")
-
     def _advance(self, row: Any, time: float, event_type: int) -> None:
         p = self.network.parameters(torch.from_numpy(self.arrays["weights"]))
         at, gap, first = int(row["events"]) % self.config.window, 0.0, row["events"] == 0.0
@@ -771,7 +669,7 @@ class PromptTPP(EventModel):
         row["query"][:] = token if first else 0.9 * row["query"] + 0.1 * token
         row["times"][at], row["gaps"][at], row["kinds"][at] = time, gap, event_type
         row["charged"] = row["silence"] = 0.0
-        for model in (self.counts, self.hawkes):
+        for model in self.floors.models:
             model._put(row[model.name], time, event_type)
 
     def _intensities(self, row: Any, gaps: Array) -> tuple[Array, Array]:
@@ -779,7 +677,7 @@ class PromptTPP(EventModel):
         with torch.no_grad():
             past = self._remember(p, row, fresh=True)
             if self.config.decoder == "bins":
-                said = self._said(self._bins(p, past).double().numpy(), row)
+                said = self.floors.forecast_now(self._bins(p, past).double().numpy(), row)
                 log_density, compensator = self.counts._density(said, gaps)
                 shares = self._type_shares(p, past, gaps).double().numpy()
                 return np.exp(log_density + compensator)[:, None] * shares, compensator
@@ -836,6 +734,5 @@ class PromptTPP(EventModel):
 
     def close(self) -> None:
         """Close the files of the keys."""
-        self.counts.close()
-        self.hawkes.close()
+        self.floors.close()
         super().close()

@@ -36,7 +36,15 @@ from streamwise.runs.sweep_spec import PlannedRun, Resources, SweepSpec, load_sw
 from streamwise.runs.train import fetch
 from streamwise.streams import UsageError
 
-__all__ = ["SweepOptions", "SweepResult", "run_sweep"]
+__all__ = [
+    "RayStoppedError",
+    "SweepOptions",
+    "SweepResult",
+    "errors_of_others_to",
+    "reach",
+    "run_sweep",
+    "running_ray",
+]
 
 _LONGEST_WAIT_SECONDS = 0.25  # for news of the runs, before the display is drawn again
 _ASK_EVERY_SECONDS = 1.0  # each runner for its progress
@@ -126,7 +134,7 @@ def run_sweep(spec: SweepSpec, options: SweepOptions, console: Console | None = 
         if not environment.startswith("csv:"):
             family_of(environment)
     if options.address and ":" in options.address and "://" not in options.address:
-        _reach(options.address)  # Ray itself tries for minutes
+        reach(options.address)  # Ray itself tries for minutes
     options = replace(options, out=options.out.absolute(), storage=_absolute(options.storage))
     _check_directory(spec, options.out)
     options = replace(options, storage=_storage(options))
@@ -134,7 +142,7 @@ def run_sweep(spec: SweepSpec, options: SweepOptions, console: Console | None = 
     with locked(options.out):
         tables = {**spec.tables, "name": spec.name}
         replace_durably(options.out / "sweep.toml", tomli_w.dumps(tables).encode())
-        with _errors_of_others_to(options.out / "ray.log") as stderr, _ray(options):
+        with errors_of_others_to(options.out / "ray.log") as stderr, running_ray(options):
             driver = _Driver(spec, options, console or Console(file=stderr))
             try:
                 return driver.run()
@@ -186,7 +194,8 @@ def _check_directory(spec: SweepSpec, out: Path) -> None:
 
 
 @contextmanager
-def _ray(options: SweepOptions) -> Iterator[None]:
+def running_ray(options: SweepOptions) -> Iterator[None]:
+    """Start Ray, or connect to the cluster at `options.address`, and leave it afterwards."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # 15, its default, costs a run on a full machine 5%
     import ray
@@ -213,7 +222,7 @@ def _ray(options: SweepOptions) -> Iterator[None]:
 
 
 @contextmanager
-def _errors_of_others_to(log: Path) -> Iterator[IO[str]]:
+def errors_of_others_to(log: Path) -> Iterator[IO[str]]:
     """Send standard error to a file, and yield what it was: what Ray's threads write would tear the display.
 
     What matters of it comes as an exception, too.
@@ -229,7 +238,7 @@ def _errors_of_others_to(log: Path) -> Iterator[IO[str]]:
             os.dup2(ours, 2)
 
 
-def _reach(address: str) -> None:
+def reach(address: str) -> None:
     """Raise UsageError unless something listens at HOST:PORT."""
     host, _, port = address.rpartition(":")
     try:

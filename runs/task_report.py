@@ -31,7 +31,9 @@ from streamwise.runs.report import (
 )
 from streamwise.runs.run_data import Array
 from streamwise.runs.statistics import bootstrap_interval
-from streamwise.runs.task_methods import METRICS, NEURAL, STATISTICAL
+from streamwise.runs.task_methods import NEURAL
+from streamwise.runs.task_scores import METRICS
+from streamwise.runs.task_statistics import STATISTICAL
 from streamwise.runs.tasks import Summary, TasksConfig, as_floats, load_tasks, summarize
 from streamwise.streams import UsageError
 

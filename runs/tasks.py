@@ -33,16 +33,11 @@ from streamwise.runs.lock import locked
 from streamwise.runs.loop import StopRequest
 from streamwise.runs.progress import clock
 from streamwise.runs.storage import LocalStorage, replace_durably
-from streamwise.runs.sweep import RayStoppedError, SweepOptions, _errors_of_others_to, _ray, _reach
-from streamwise.runs.task_methods import (
-    BASES,
-    METRICS,
-    NEURAL,
-    STATISTICAL,
-    MethodSettings,
-    make_method,
-)
+from streamwise.runs.sweep import RayStoppedError, SweepOptions, errors_of_others_to, reach, running_ray
+from streamwise.runs.task_methods import BASES, NEURAL, make_method
+from streamwise.runs.task_scores import METRICS, MethodSettings
 from streamwise.runs.task_split import By, Events, Split
+from streamwise.runs.task_statistics import STATISTICAL
 from streamwise.streams import DivergedError, UsageError
 from streamwise.streams.dead_letters import DeadLetterLog
 from streamwise.streams.event_stream import EventStream
@@ -406,7 +401,7 @@ def run_tasks(
     config = config.resolved()
     directory = config.directory
     if config.address and ":" in config.address and "://" not in config.address:
-        _reach(config.address)
+        reach(config.address)
     _check_same(config, directory)
     directory.mkdir(parents=True, exist_ok=True)
     with locked(directory):
@@ -425,9 +420,9 @@ def run_tasks(
         failed: dict[str, str] = {}
         stop = stop or StopRequest()
         if missing:
-            with _errors_of_others_to(directory / "ray.log") as stderr:
+            with errors_of_others_to(directory / "ray.log") as stderr:
                 options = SweepOptions(directory, address=config.address, cpus=config.cpus)
-                with _ray(options), stop.on_signals():
+                with running_ray(options), stop.on_signals():
                     failed = _Driver(
                         config, events, units, missing, console or Console(file=stderr), stop
                     ).run()

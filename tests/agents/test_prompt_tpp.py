@@ -151,7 +151,7 @@ def test_a_run_may_change_its_back_end_in_an_open_group():
 def test_gradients_equal_finite_differences(kind):
     """Of the loss of one event, the constants of older events held where they are."""
     if kind.get("train") == "pool":
-        pytest.skip("the gradient is the same, and most of it is dropped")
+        pytest.skip("its gradient is that of the others, and all but the pool's is dropped before the step")
     # A matching loss is no part of the score; silence would be another event's.
     model = make(kind, group=1000, matching=0.0, silence_every=0, cache_age=10**6)
     times, types, keys = some_events(40)
@@ -304,7 +304,7 @@ def test_a_gap_is_scored_by_what_was_said_when_it_began():
     model.learn_many(
         [times[-1] + 0.1 * i for i in range(1, 101)], ["type 1"] * 100, [f"key {i % 3}" for i in range(100)]
     )
-    bins = model._forecast(parts)
+    bins = model.floors.forecast(parts)
     event = Event(said.last_time + 2_000.0, "type 1", "key 3")
     score = model.learn_one(event)
     density, compensator = model.counts._density(bins, np.array([2_000.0]))

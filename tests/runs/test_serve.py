@@ -22,7 +22,7 @@ import pytest
 
 pytest.importorskip("uvicorn", reason="the server needs the extra serve")
 from prometheus_client.parser import text_string_to_metric_families
-from test_event_extras import LEAD, Told
+from test_event_extras import LEAD, Silent, Told
 
 from streamwise.agents import event_model_class
 from streamwise.agents.event_model import Score
@@ -55,22 +55,6 @@ def get(url, *, method="GET", host=None, raw=False):
         return status, body.decode()
     assert headers["Content-Type"] == "application/json"
     return status, json.loads(body, parse_constant=pytest.fail)
-
-
-class NoDisplay:
-    """In place of the lines on the terminal."""
-
-    def __init__(self, run, note):
-        pass
-
-    def update(self):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        pass
 
 
 class Idle:
@@ -143,7 +127,7 @@ def live(tmp_path_factory):
         started.set()
 
     def work():
-        found["result"] = ingest(config, display=NoDisplay, stop=stop, on_start=on_start)
+        found["result"] = ingest(config, display=Silent, stop=stop, on_start=on_start)
 
     with ExitStack() as servers:
         thread = threading.Thread(target=work)
@@ -525,14 +509,14 @@ def test_history_goes_on_after_a_resumption(tmp_path):
     config = IngestConfig(
         ("synthetic:poisson?events=3000",), settings, model="poisson", out=tmp_path / "run", interval=100
     )
-    ingest(dataclasses.replace(config, events=1000), display=NoDisplay, stop=StopRequest())
+    ingest(dataclasses.replace(config, events=1000), display=Silent, stop=StopRequest())
     seen = {}
 
     def on_start(run):
         with serve(run, port=0) as server:
             seen.update(get(f"{server.url}/state")[1])
 
-    ingest(config, display=NoDisplay, stop=StopRequest(), on_start=on_start)
+    ingest(config, display=Silent, stop=StopRequest(), on_start=on_start)
     steps = [row[0] for row in seen["history"]["rows"]]
     assert steps == list(range(100, seen["events"] // 100 * 100 + 1, 100))
     assert len(steps) >= 10

@@ -10,8 +10,8 @@ import pytest
 from test_report import is_png
 
 from streamwise.runs.config import save_config
-from streamwise.runs.task_methods import METRICS
 from streamwise.runs.task_report import read_results, write_task_report
+from streamwise.runs.task_scores import METRICS
 from streamwise.runs.tasks import TasksConfig
 from streamwise.streams import UsageError
 

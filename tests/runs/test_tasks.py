@@ -16,8 +16,10 @@ from streamwise.agents.neural_tpp import gauss_legendre
 from streamwise.agents.tpp_training import event_scores
 from streamwise.runs import tasks
 from streamwise.runs.checkpoint import CheckpointError
-from streamwise.runs.task_methods import METRICS, NEURAL, STATISTICAL, make_method
+from streamwise.runs.task_methods import NEURAL, make_method
+from streamwise.runs.task_scores import METRICS
 from streamwise.runs.task_split import Events, Split
+from streamwise.runs.task_statistics import STATISTICAL
 from streamwise.runs.tasks import (
     TasksConfig,
     Unit,
@@ -472,7 +474,7 @@ def without_ray(monkeypatch):
             return {}
 
     monkeypatch.setattr(tasks, "_Driver", Here)
-    monkeypatch.setattr(tasks, "_ray", lambda options: tasks.ExitStack())
+    monkeypatch.setattr(tasks, "running_ray", lambda options: tasks.ExitStack())
 
 
 def test_the_same_command_does_what_is_missing_and_another_is_refused(tmp_path, monkeypatch):
