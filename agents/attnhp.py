@@ -2,8 +2,11 @@
 
 Event states never depend on the times that are asked about, and those never see each other, so events are
 projected once, and any number of times can then be asked about as queries of the cached keys and values.
+Times come in groups that see the same events and prompts, such as the nodes of an interval. In the first
+layer a query is a linear map of z(t): it is multiplied into the keys, and scores are products with z(t).
 
-Symbols: B sequences, L events, Q queries, K types, D width, Z time width, H heads, Y layers, P prompt rows.
+Symbols: B sequences, L events, G groups of S times, K types, D width, Z time width, H heads, Y layers,
+P prompt rows.
 
 Departures from the published code: each head starts from the embeddings of the events (`chain_heads` goes on
 from the head before, as published models do); the mask is aligned with its columns; prompts are retrieved
@@ -14,9 +17,11 @@ their participants", arXiv:2201.00044; Xue et al. (2023), arXiv:2310.04993, for 
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -55,25 +60,29 @@ class AttNHPSettings:
 class EventMemory(NamedTuple):
     """What the events of some sequences leave behind.
 
-    keys, values: float [H, Y, B, L, D]. times: float64 [B, L]; start: float64 [B]. prompt_keys,
-    prompt_values: float [H, Y, B, L + 1, P, D], by how many events were seen, or None. retrieved: what was
-    selected, [B, L + 1, ...].
+    keys, values: float [H, B, L, D] for each layer. Keys are divided by √D; those of the first layer are
+    [H, B, L, Z + 1], for queries that are embedded times. times: float64 [B, L]; start: float64 [B].
+    retrieved: the prompts that were selected, [B, L + 1, ...], by how many events were seen. expected: float
+    [B, L + 1, Z + 1], the embedded time of the next event. Both are None without a pool.
     """
 
-    keys: Tensor
-    values: Tensor
+    keys: list[Tensor]
+    values: list[Tensor]
     times: Tensor
     start: Tensor
-    prompt_keys: Tensor | None
-    prompt_values: Tensor | None
     retrieved: Retrieved | None
+    expected: Tensor | None
 
 
 def time_embedding(times: Tensor, width: int) -> Tensor:
-    """Return sines and cosines of times, float32 [..., width]: periods from 2π to 2π·10⁴ units."""
-    rates = _LONGEST_PERIOD ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
-    angles = times.double()[..., None] * rates
-    return torch.stack([angles.sin(), angles.cos()], -1).flatten(-2).to(torch.get_default_dtype())
+    """Return sines and cosines of times, with periods from 2π to 2π·10⁴ units, and a one: [..., width + 1].
+
+    times: float64; the result is float32. The one takes the biases of projections along.
+    """
+    rates, phases = torch.zeros(2, width + 1, dtype=torch.float64)
+    rates[:-1] = (_LONGEST_PERIOD ** (-torch.arange(0, width, 2).double() / width)).repeat_interleave(2)
+    phases[1::2] = phases[-1] = 0.5 * math.pi
+    return torch.addcmul(phases, times[..., None], rates).sin_().to(torch.get_default_dtype())
 
 
 class AttNHP(nn.Module):
@@ -93,9 +102,8 @@ class AttNHP(nn.Module):
         inputs = c.width + c.time_width
 
         self.embedding = nn.Parameter(torch.randn(types, c.width, generator=generator))
-        # Query, key and value projections of every head and layer.
-        self.weight = uniform((3, c.heads, c.layers, c.width, inputs), inputs, generator)
-        self.bias = uniform((3, c.heads, c.layers, c.width), inputs, generator)
+        # To queries, keys and values side by side, [Y, H, D + Z + 1, 3 D]; the last row is the bias.
+        self.weight = uniform((c.layers, c.heads, inputs + 1, 3 * c.width), inputs, generator)
         self.head = IntensityHead(c.heads * c.width, types, c.unit, generator)
 
     @property
@@ -103,154 +111,203 @@ class AttNHP(nn.Module):
         """The width of an event's token, which is also that of a pool's keys."""
         return self.settings.width + self.settings.time_width
 
-    def _project(self, which: int, head: int, layer: int, tokens: Tensor) -> Tensor:
-        return tokens @ self.weight[which, head, layer].T + self.bias[which, head, layer]
-
     def _embedded(self, gaps: Tensor, elapsed: Tensor) -> Tensor:
         """Embed a time that is `gaps` after the event before it and `elapsed` after the start, in seconds."""
         c = self.settings
         value = _GAP_SCALE * torch.log1p(gaps / c.unit) if c.time == "gaps" else elapsed / c.unit
         return time_embedding(value, c.time_width)
 
+    def _projections(self) -> Tensor:
+        """Return the weights, those of keys divided by √D, as scores should be."""
+        scale = torch.ones(3, self.settings.width)
+        scale[1] /= math.sqrt(self.settings.width)
+        return self.weight * scale.flatten()
+
     def remember(self, sequences: Sequences) -> EventMemory:
         """Project the events once. Their states are those of attention to themselves and what came before."""
         c = self.settings
-        times, mask, start = sequences.times, sequences.mask, sequences.start
-        times = torch.where(mask, times, start[:, None])
-        before = torch.cat([start[:, None], times[:, :-1]], 1)
-        gaps = (times - before).clamp(min=0.0)
-        at = self._embedded(gaps, times - start[:, None])
-        tokens = torch.cat([self.embedding[torch.where(mask, sequences.types, 0)].tanh(), at], -1)
+        start = sequences.start[:, None]
+        times = torch.where(sequences.mask, sequences.times, start)
+        gaps = times.diff(dim=1, prepend=start).clamp(min=0.0)
+        at = self._embedded(gaps, times - start)[None]
+        states = self.embedding[torch.where(sequences.mask, sequences.types, 0)].tanh()[None]
+        tokens = torch.cat([states, at[..., :-1]], -1)[0]
+        retrieved, expected = self._retrieve(tokens, gaps, times - start)
         length = times.shape[1]
-        retrieved, prompts = self._select(tokens, gaps, times - start[:, None])
-        hidden = torch.ones(length, length, dtype=torch.bool).triu(1)  # later events
-        keys, values, prompt_keys, prompt_values = [], [], [], []
-        for head in range(c.heads):
-            if head == 0 or not c.chain_heads:
-                x = tokens
-            tokens_of_prompts = prompts
-            for layer in range(c.layers):
-                query, key, value = (self._project(which, head, layer, x) for which in range(3))
-                keys.append(key)
+        later = torch.full((length, length), -math.inf).triu(1)[:, None]
+
+        weights, keys, values = self._projections(), [], []
+        # Heads of a chain go on from the states of the one before; others all start with the events.
+        turns = [slice(i, i + 1) for i in range(c.heads)] if c.chain_heads else [slice(c.heads)]
+        for heads in turns:
+            # Event j has seen j + 1 events, itself included.
+            prompts = self._prompts(weights[:, heads], retrieved, expected, (slice(None), slice(1, None)))
+            for layer, weight in enumerate(weights[:, heads]):
+                query, key, value = project(weight, states, at).chunk(3, -1)
+                keys.append(key if layer else project(self._keys_for_times(weight), states, at))
                 values.append(value)
-                extra = None
-                if prompts is not None:
-                    assert tokens_of_prompts is not None
-                    extra, tokens_of_prompts = self._prompt_layer(head, layer, tokens_of_prompts)
-                    prompt_keys.append(extra[0])
-                    prompt_values.append(extra[1])
-                    extra = (
-                        extra[0][:, 1:],
-                        extra[1][:, 1:],
-                    )  # event j has seen j + 1 events, itself included
-                x = torch.cat([self._attend(query, key, value, hidden, extra), at], -1)
-
-        def stacked(parts: list[Tensor]) -> Tensor:
-            return torch.stack(parts).view(c.heads, c.layers, *parts[0].shape)
-
+                if layer < c.layers - 1 or c.chain_heads:  # somebody asks for the states
+                    states = attend(query[..., None, :], key, value, later, next(prompts))[..., 0, :]
+        layers = range(c.layers)
         return EventMemory(
-            stacked(keys),
-            stacked(values),
+            [torch.cat(keys[layer :: c.layers]) for layer in layers],
+            [torch.cat(values[layer :: c.layers]) for layer in layers],
             times,
-            start,
-            stacked(prompt_keys) if prompt_keys else None,
-            stacked(prompt_values) if prompt_values else None,
+            sequences.start,
             retrieved,
+            expected,
         )
 
-    def _attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        hidden: Tensor,
-        prompts: tuple[Tensor, Tensor] | None,
-        own: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        """Attend to events that are not hidden, to prompts, and to oneself.
+    def _keys_for_times(self, weight: Tensor) -> Tensor:
+        """Return what makes keys of the first layer for embedded times, float [H, D + Z + 1, Z + 1].
 
-        query: [B, Q, D]. key, value: [B, L, D]. hidden: bool, broadcast to [B, Q, L]. prompts: [B, Q, P, D]
-        each. own: the query's own key and value, [B, Q, D] each.
+        There the state of a query is zero, and a score (W_q z)·(W_k y) is z·(W_qᵀ W_k y).
         """
-        scale = 1.0 / math.sqrt(self.settings.width)
-        scores = [(query @ key.transpose(1, 2) * scale).masked_fill(hidden, -math.inf)]
-        if prompts is not None:
-            scores.append((prompts[0] @ query[..., None])[..., 0] * scale)
-        if own is not None:
-            scores.append((query * own[0]).sum(-1, keepdim=True) * scale)
-        shares = torch.cat(scores, -1).softmax(-1)
-        length = key.shape[1]
-        attended = shares[..., :length] @ value
-        if prompts is not None:
-            rows = prompts[1].shape[2]
-            attended = attended + (shares[..., None, length : length + rows] @ prompts[1])[..., 0, :]
-        if own is not None:
-            attended = attended + shares[..., -1:] * own[1]
-        return attended
+        to_query, to_key, _ = weight.chunk(3, -1)
+        return to_key @ to_query[:, self.settings.width :].mT
 
-    def _select(
+    def _retrieve(
         self, tokens: Tensor, gaps: Tensor, elapsed: Tensor
     ) -> tuple[Retrieved | None, Tensor | None]:
-        """Retrieve prompts for each number of events seen, 0 to L: tokens [2, B, L + 1, P, D + Z].
+        """Retrieve prompts for each number of events seen, 0 to L, and embed when the next is expected.
 
-        The query is the mean of the tokens seen; the time that completes the rows is that of the next event,
-        if it came after the mean gap.
+        The query is the mean of the tokens seen; the next event is expected after the mean gap.
         """
         if self.pool is None:
             return None, None
         count = torch.arange(1, tokens.shape[1] + 1)
         means = tokens.detach().cumsum(1) / count[:, None]
-        query = torch.cat([torch.zeros_like(means[:, :1]), means], 1)
-        retrieved = self.pool.retrieve(query)
-        mean_gap = torch.cat([torch.zeros_like(gaps[:, :1]), gaps.cumsum(1) / count], 1)
-        last = torch.cat([torch.zeros_like(elapsed[:, :1]), elapsed], 1)
-        expected = self._embedded(mean_gap, last + mean_gap)[..., None, :]
-        rows = torch.stack(self.pool.attend(retrieved.ids))  # [2, B, L + 1, P, D]
-        expected = expected.expand(*rows.shape[:-1], -1)
-        return retrieved, torch.cat([rows, expected], -1)
+        mean_gap = nn.functional.pad(gaps.cumsum(1) / count, (1, 0))
+        last = nn.functional.pad(elapsed, (1, 0))
+        retrieved = self.pool.retrieve(nn.functional.pad(means, (0, 0, 1, 0)))
+        return retrieved, self._embedded(mean_gap, last + mean_gap)
 
-    def _prompt_layer(self, head: int, layer: int, tokens: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """Return the prompts' keys and values in a layer, [B, L + 1, P, D], and their tokens for the next."""
-        key = self._project(1, head, layer, tokens[0])
-        value = self._project(2, head, layer, tokens[1])
-        if self.settings.attachment == "prefix":
-            return (key, value), tokens
-        # As tokens they attend to each other alone, or they would carry events to whoever may not see them.
-        query = self._project(0, head, layer, tokens[0])
-        shares = (query @ key.transpose(-1, -2) / math.sqrt(self.settings.width)).softmax(-1)
-        state = (shares @ value).expand_as(tokens[..., : self.settings.width])
-        return (key, value), torch.cat([state, tokens[..., self.settings.width :]], -1)
+    def _prompts(
+        self,
+        weights: Tensor,
+        retrieved: Retrieved | None,
+        expected: Tensor | None,
+        groups: Any,
+        for_times: bool = False,
+    ) -> Iterator[tuple[Tensor, Tensor] | None]:
+        """Give the keys and values of prompts, [H, B, G, P, D] each, in one layer after the other.
+
+        groups: an index into [B, L + 1]. for_times: with keys of the first layer [H, B, G, P, Z + 1]. The
+        time at which the next event is expected completes the rows.
+        """
+        if self.pool is None or retrieved is None or expected is None:
+            yield from itertools.repeat(None)
+            return
+        width, ids, at = self.settings.width, retrieved.ids[groups], expected[groups][None, :, :, None]
+        rows_of_keys, rows_of_values = self.pool.rows.unbind(2)
+        states: Tensor | None = None
+
+        def tokens(weight: Tensor, rows: Tensor) -> Tensor:
+            # At first the whole pool is projected, then those selected are taken.
+            of_rows = weight[:, :width]
+            found = select(project(of_rows, rows[None]), ids) if states is None else project(of_rows, states)
+            return found + project(weight[:, width:], at)
+
+        for layer, weight in enumerate(weights):
+            to_query, to_key, to_value = weight.chunk(3, -1)
+            value = tokens(to_value, rows_of_values)
+            yield (
+                tokens(self._keys_for_times(weight) if for_times and not layer else to_key, rows_of_keys),
+                value,
+            )
+            if self.settings.attachment == "prompt":
+                # They attend to each other alone, or they would carry events to whoever may not see them.
+                scores = tokens(to_query, rows_of_keys) @ tokens(to_key, rows_of_keys).mT
+                states = scores.softmax(-1) @ value
 
     def states(self, memory: EventMemory, times: Tensor, visible: Tensor) -> Tensor:
-        """Return h(t), float [B, Q, H * D]. times: float64 [B, Q]; visible: int64 [B, Q], events before."""
+        """Return h(t), float [*times.shape, H * D]. times: float64 [B, G, ...]; visible: int64 [B, G]."""
         c = self.settings
         start = memory.start[:, None]
-        known = torch.cat([start, memory.times], 1)
-        gaps = (times - known.gather(1, visible)).clamp(min=0.0)
-        at = self._embedded(gaps, times - start)
-        hidden = torch.arange(memory.times.shape[1]) >= visible[..., None]
-        sequence = torch.arange(len(times))[:, None]
-        heads = []
-        for head in range(c.heads):
-            h = torch.zeros(*times.shape, c.width)
-            for layer in range(c.layers):
-                query, key, value = (
-                    self._project(which, head, layer, torch.cat([h, at], -1)) for which in range(3)
-                )
-                prompts = None
-                if memory.prompt_keys is not None and memory.prompt_values is not None:
-                    prompts = (
-                        memory.prompt_keys[head, layer][sequence, visible],
-                        memory.prompt_values[head, layer][sequence, visible],
-                    )
-                attended = self._attend(
-                    query, memory.keys[head, layer], memory.values[head, layer], hidden, prompts, (key, value)
-                )
-                h = h + attended.tanh()
-            heads.append(h)
-        return torch.cat(heads, -1)
+        asked = times[..., None].flatten(2)
+        known = torch.cat([start, memory.times], 1).gather(1, visible)[..., None]
+        at = self._embedded((asked - known).clamp(min=0.0), asked - start[..., None])
+        at = at.expand(c.heads, *at.shape)
+        length = int(visible.max()) if visible.numel() else 0  # nobody sees later events
+        unseen = torch.arange(length) >= visible[..., None, None]
+        hidden = torch.zeros(unseen.shape).masked_fill_(unseen, -math.inf)
+        weights = self._projections()
+        index = torch.arange(len(visible))[:, None], visible
+        prompts = self._prompts(weights, memory.retrieved, memory.expected, index, for_times=True)
+        h: Tensor | None = None
+        for weight, keys, values in zip(weights, memory.keys, memory.values, strict=True):
+            if h is None:
+                own = torch.cat([self._keys_for_times(weight), weight[..., 2 * c.width :]], -1)[:, c.width :]
+                query = at
+                key, value = torch.split(project(own, at), [at.shape[-1], c.width], -1)
+            else:
+                query, key, value = project(weight, h, at).chunk(3, -1)
+            seen = keys[:, :, :length], values[:, :, :length]
+            change = attend(query, *seen, hidden, next(prompts), (key, value)).tanh()
+            h = change if h is None else h + change
+        assert h is not None
+        return torch.cat(tuple(h), -1).view(*times.shape, -1)
 
     def intensities(self, memory: EventMemory, times: Tensor, visible: Tensor) -> Tensor:
-        """Return λ_k, float [B, Q, types], events a second."""
+        """Return λ_k, float [*times.shape, types], events a second; see `IntensityModel`."""
         intensities: Tensor = self.head(self.states(memory, times, visible))
         return intensities
+
+
+def project(weight: Tensor, *tokens: Tensor) -> Tensor:
+    """Multiply tokens, side by side, by a matrix of each head.
+
+    weight: [H, inputs, outputs]. tokens: [1 or H, ..., width] each, whose widths sum to the inputs.
+    """
+    heads = len(weight)
+    flat = [part.expand(heads, *part.shape[1:]).flatten(1, -2) for part in tokens]
+    first, *others = torch.split(weight, [part.shape[-1] for part in tokens], 1)
+    found = torch.bmm(flat[0], first)
+    for part, rows in zip(flat[1:], others, strict=True):
+        found.baddbmm_(part, rows)
+    return found.view(heads, *tokens[0].shape[1:-1], weight.shape[-1])
+
+
+def select(rows: Tensor, ids: Tensor) -> Tensor:
+    """Take ids [B, G, selected] of rows [H, prompts, rows, width]: [H, B, G, selected * rows, width]."""
+    heads, prompts, each, width = rows.shape
+    places = ids + prompts * torch.arange(heads)[:, None, None, None]
+    found = nn.functional.embedding(places, rows.flatten(0, 1).flatten(1))
+    return found.view(*places.shape[:3], ids.shape[2] * each, width)
+
+
+def attend(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    hidden: Tensor,
+    prompts: tuple[Tensor, Tensor] | None,
+    own: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Return the values that queries attend to, float [H, B, G, S, D], by one softmax over all they see.
+
+    query: [H, B, G, S, width]. keys, values: of events, [H, B, L, ...]. hidden: -inf where an event is not to
+    be seen, and else 0, broadcast to [B, G, S, L]. prompts: keys and values, [H, B, G, P, ...] each. own: the
+    key and value of each query itself, [H, B, G, S, ...] each.
+    """
+    shape = query.shape[:-1]
+    to_events = torch.bmm(query.flatten(2, 3).flatten(0, 1), keys.flatten(0, 1).mT)
+    to_events = to_events.view(*shape, keys.shape[2])
+    with torch.no_grad():  # What is hidden gets no share, and so no gradient: in place, and not recorded.
+        to_events += hidden
+    scores = [to_events]
+    if prompts is not None:
+        to_prompts = torch.bmm(query.flatten(0, 2), prompts[0].flatten(0, 2).mT)
+        scores.append(to_prompts.view(*shape, prompts[0].shape[3]))
+    if own is not None:
+        scores.append((query * own[0]).sum(-1, keepdim=True))
+    shares = torch.split(torch.cat(scores, -1).softmax(-1), [part.shape[-1] for part in scores], -1)
+
+    attended = torch.bmm(shares[0].flatten(2, 3).flatten(0, 1), values.flatten(0, 1))
+    attended = attended.view(*shape, values.shape[3])
+    if prompts is not None:
+        from_prompts = torch.bmm(shares[1].flatten(0, 2), prompts[1].flatten(0, 2))
+        attended = attended + from_prompts.view(attended.shape)
+    if own is not None:
+        attended = torch.addcmul(attended, shares[-1], own[1])
+    return attended

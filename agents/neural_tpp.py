@@ -24,6 +24,7 @@ __all__ = [
     "LogLikelihood",
     "Nodes",
     "Sequences",
+    "block_shape",
     "gauss_legendre",
     "log_likelihood",
     "log_spaced",
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 _LINEAR_ABOVE = 20.0  # where softplus is its argument, to the last bit of a float
+_PARTS = 4  # in which a sequence is asked about: earlier ones do not look at later events
 _FLOOR = 1e-9  # of an intensity, before its logarithm
 
 
@@ -54,6 +56,11 @@ class Sequences:
     def mask(self) -> Tensor:
         """Which entries are events, bool [sequences, events]."""
         return torch.arange(self.times.shape[1]) < self.lengths[:, None]
+
+    def split(self, count: int) -> list[Sequences]:
+        """Return parts of at most `count` sequences, padded as here."""
+        tensors = (self.times, self.types, self.lengths, self.start, self.end)
+        return [Sequences(*part) for part in zip(*(torch.split(of, count) for of in tensors), strict=True)]
 
     @classmethod
     def of(cls, sequences: list[tuple[Any, Any]], start: Any, end: Any) -> Sequences:
@@ -89,8 +96,8 @@ class IntensityHead(nn.Module):
     def forward(self, state: Tensor) -> Tensor:
         """Return λ_k, float [..., types], of states [..., width]."""
         sharpness = self.log_sharpness.exp()
-        scaled = sharpness * (state @ self.weight.T + self.bias)
-        return nn.functional.softplus(scaled, threshold=_LINEAR_ABOVE) / sharpness / self.unit
+        scaled = nn.functional.linear(state, sharpness[:, None] * self.weight, sharpness * self.bias)
+        return nn.functional.softplus(scaled, threshold=_LINEAR_ABOVE) * (1.0 / (self.unit * sharpness))
 
 
 class IntensityModel(Protocol):
@@ -101,10 +108,11 @@ class IntensityModel(Protocol):
         ...
 
     def intensities(self, memory: Any, times: Tensor, visible: Tensor) -> Tensor:
-        """Return λ_k, float [sequences, queries, types].
+        """Return λ_k, float [*times.shape, types].
 
-        times: float64 [sequences, queries]. visible: int64 of the same shape, how many of a sequence's first
-        events are before each.
+        times: float64 [sequences, groups], or [sequences, groups, times] where those of a group see the same
+        events, which is faster. visible: int64 [sequences, groups], how many of a sequence's first events
+        are before them.
         """
         ...
 
@@ -141,8 +149,7 @@ def log_spaced(rule: Nodes, decades: int) -> Nodes:
     return Nodes(at.flatten(-2), weights.flatten(-2))
 
 
-@dataclass(frozen=True)
-class LogLikelihood:
+class LogLikelihood(NamedTuple):
     """The parts of a log-likelihood, in nats; entries of pads are zero.
 
     time: float [sequences, events], log λ(t_i) - Λ_i. type: of the same shape, log(λ_{k_i}(t_i) / λ(t_i)).
@@ -162,46 +169,54 @@ class LogLikelihood:
         return (self.time + self.type).sum(1) - self.tail
 
 
+def block_shape(longest: int, times: int, block: int) -> tuple[int, int]:
+    """Return how many sequences, and how many of the groups of each, make a block.
+
+    longest: groups of a sequence. times: of a group. block: times that are asked about at once; it bounds
+    the memory of attention.
+    """
+    groups = max(min(-(-longest // _PARTS), block // times), 1)
+    return max(block // (times * groups), 1), groups
+
+
 def log_likelihood(
-    model: IntensityModel, sequences: Sequences, nodes: Nodes, *, block: int = 4096
+    model: IntensityModel, sequences: Sequences, nodes: Nodes, *, block: int = 16384
 ) -> LogLikelihood:
     """Return the log-likelihood of some sequences, its compensators by quadrature.
 
-    nodes: [nodes] for all intervals, or [sequences, events + 1, nodes] with the tail's last. block: queries
-    of a sequence that are evaluated at once, which bounds the memory of attention.
+    nodes: [nodes] for all intervals, or [sequences, events + 1, nodes] with the tail's last. block: times
+    that are asked about at once, see `block_shape`.
     """
+    count, longest = sequences.times.shape
+    at, weights = (of.expand(count, longest + 1, -1) for of in nodes)
+    rows, intervals = block_shape(longest + 1, at.shape[2] + 1, block)
+    chunks = zip(sequences.split(rows), torch.split(at, rows), torch.split(weights, rows), strict=True)
+    parts = [_log_likelihood(model, part, Nodes(*nodes), intervals) for part, *nodes in chunks]
+    time, types, compensator, tail = (torch.cat(of) for of in zip(*(part[:4] for part in parts), strict=True))
+    return LogLikelihood(time, types, compensator, tail, sum(part.floored for part in parts))
+
+
+def _log_likelihood(
+    model: IntensityModel, sequences: Sequences, nodes: Nodes, intervals: int
+) -> LogLikelihood:
+    """Return the log-likelihood of sequences that are remembered at once, asking some intervals at a time."""
     memory = model.remember(sequences)
     times, mask, lengths = sequences.times, sequences.mask, sequences.lengths
-    count, longest = times.shape
-    # Interval i ends with event i and sees the i events before; the last one is the tail.
+    longest, start = times.shape[1], sequences.start[:, None]
+    # Interval i ends with event i and sees the i events before; the last one is the tail; others are empty.
     index = torch.arange(longest + 1)
-    last = torch.where(
-        lengths > 0, times.gather(1, (lengths - 1).clamp(min=0)[:, None])[:, 0], sequences.start
-    )
-    begin = torch.cat([sequences.start[:, None], times], 1)[:, : longest + 1]
-    finish = torch.cat([times, sequences.end[:, None]], 1)
-    is_tail = index == lengths[:, None]
-    begin = torch.where(is_tail, last[:, None], begin)
-    finish = torch.where(is_tail, sequences.end[:, None], finish)
-    charged = torch.cat([mask, torch.zeros(count, 1, dtype=torch.bool)], 1) | is_tail
-    length = torch.where(charged, finish - begin, 0.0)
-    begin = torch.where(charged, begin, sequences.start[:, None])
-
-    at = begin[..., None] + nodes.at * length[..., None]  # [sequences, events + 1, nodes]
-    visible = index.expand(count, -1)[..., None].expand_as(at)
-    shown = torch.where(mask, times, sequences.start[:, None])
-    queries = torch.cat([shown, at.flatten(1)], 1)
-    sees = torch.cat([index[:-1].expand(count, -1), visible.flatten(1)], 1).clamp(max=longest)
-    sees = torch.minimum(sees, lengths[:, None])
-    rates = torch.cat(
-        [
-            model.intensities(memory, queries[:, i : i + block], sees[:, i : i + block])
-            for i in range(0, queries.shape[1], block)
-        ],
-        1,
-    )
-    at_events, at_nodes = rates[:, :longest], rates[:, longest:].sum(2).view(at.shape)
-    compensators = (at_nodes * nodes.weights.to(rates.dtype)).sum(2) * length.to(rates.dtype)
+    ends = torch.where(mask, times, start)
+    begin = torch.cat([start, ends], 1)
+    finish = torch.where(index == lengths[:, None], sequences.end[:, None], nn.functional.pad(ends, (0, 1)))
+    length = torch.where(index <= lengths[:, None], finish - begin, 0.0)
+    # The end of an interval is asked about with its nodes: it sees as many events.
+    asked = torch.cat([begin[..., None] + nodes.at * length[..., None], finish[..., None]], 2)
+    visible = torch.minimum(index, lengths[:, None])
+    blocks = zip(torch.split(asked, intervals, 1), torch.split(visible, intervals, 1), strict=True)
+    rates = torch.cat([model.intensities(memory, *block) for block in blocks], 1)
+    at_nodes, at_ends = torch.split(rates, [nodes.at.shape[2], 1], 2)
+    at_events = at_ends[:, :longest, 0]
+    compensators = (at_nodes.sum(3) * nodes.weights.to(rates.dtype)).sum(2) * length.to(rates.dtype)
 
     total = at_events.sum(2)
     own = at_events.gather(2, torch.where(mask, sequences.types, 0)[..., None])[..., 0]

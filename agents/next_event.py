@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["Draws", "NextEvents", "next_events", "thin"]
+from streamwise.agents.neural_tpp import IntensityModel, Sequences, block_shape
+
+__all__ = ["Draws", "NextEvents", "before_every_event", "next_events", "thin"]
 
 Rates = Callable[[Tensor], Tensor]  # offsets, float64 [histories, n], to λ_k, [histories, n, types]
 
@@ -45,37 +47,80 @@ def next_events(
     longest: float,
     *,
     quantiles: tuple[float, ...] = (0.05, 0.25, 0.5, 0.75, 0.95),
-    grid: int = 128,
+    grid: int = 64,
 ) -> NextEvents:
     """Predict by quadrature on a geometric grid of offsets up to `longest` seconds; nothing is drawn.
 
-    The mean adds what is beyond the longest wait as if the intensity stayed what it is there.
+    Intensities are asked for at the ends and in the middle of each of `grid` cells, and are a parabola in
+    it. The mean adds what is beyond the longest wait as if the intensity stayed what it is there.
     """
     ends = torch.cat([torch.zeros(1), _geometric(longest, grid)]).double()
-    middles = 0.5 * (ends[1:] + ends[:-1])
-    offsets = torch.cat([ends, middles])[None]
-    found = rates(offsets).double()  # [histories, 2 grid + 1, types]
-    at_ends, at_middles = found[:, : grid + 1], found[:, grid + 1 :]
-    total = at_ends.sum(2)
-    # Simpson's rule in every cell.
-    mean_rate = (total[:, :-1] + 4.0 * at_middles.sum(2) + total[:, 1:]) / 6.0
-    compensator = torch.cat([torch.zeros(len(found), 1), (mean_rate * ends.diff()).cumsum(1)], 1)
+    offsets = torch.stack([ends[:-1], 0.5 * (ends[1:] + ends[:-1])], 1).flatten()  # a cell is two halves
+    offsets = torch.cat([offsets, ends[-1:]])
+    widths = offsets.diff()
+    found = rates(offsets[None])  # [histories, 2 grid + 1, types]
+    total = found.sum(2).double()
+    left, middle, right = total[:, :-1:2], total[:, 1::2], total[:, 2::2]
+    # Simpson's rule in a cell, and the integral of the same parabola over its first half.
+    whole = (left + 4.0 * middle + right) / 3.0
+    first = ((5.0 * left + 8.0 * middle - right) / 12.0).clamp(min=torch.zeros(()), max=whole)
+    rise = torch.stack([first, whole - first], 2).flatten(1) * widths
+    compensator = nn.functional.pad(rise.cumsum(1), (1, 0))
     survival = torch.exp(-compensator)
-    rise = compensator.diff(dim=1)
     flat = torch.where(rise > 1e-12, -torch.expm1(-rise) / rise.clamp(min=1e-300), 1.0)
-    mean = (survival[:, :-1] * flat * ends.diff()).sum(1) + survival[:, -1] / total[:, -1].clamp(min=1e-300)
+    mean = (survival[:, :-1] * flat * widths).sum(1) + survival[:, -1] / total[:, -1].clamp(min=1e-300)
 
-    wanted = -torch.log1p(-torch.tensor(quantiles, dtype=torch.float64)).expand(len(found), -1).contiguous()
-    cell = torch.searchsorted(compensator, wanted).clamp(1, grid)
-    low, high = compensator.gather(1, cell - 1), compensator.gather(1, cell)
-    share = (wanted - low) / (high - low).clamp(min=1e-300)
-    waits = ends[cell - 1] + share * (ends[cell] - ends[cell - 1])
+    wanted = -torch.log1p(-torch.tensor(quantiles, dtype=torch.float64)).expand(len(total), -1).contiguous()
+    half = torch.searchsorted(compensator, wanted).clamp(1, 2 * grid)
+    below, above = total.gather(1, half - 1), total.gather(1, half)
+    share = (wanted - compensator.gather(1, half - 1)) / rise.gather(1, half - 1).clamp(min=1e-300)
+    # Of the half that it takes, if the intensity is a line there: the root of a quadratic.
+    root = (below**2 + share * (above**2 - below**2)).clamp(min=0.0).sqrt()
+    waits = offsets[half - 1] + share * (below + above) / (below + root).clamp(min=1e-300) * widths[half - 1]
     waits = torch.where(wanted > compensator[:, -1:], math.inf, waits)
 
-    by_middle = at_middles / at_middles.sum(2, keepdim=True)
-    by_end = at_ends[:, -1] / total[:, -1:]
-    types = ((survival[:, :-1] - survival[:, 1:])[..., None] * by_middle).sum(1) + survival[:, -1:] * by_end
+    # What falls into a cell is of the types that its middle says.
+    falls = torch.cat([survival[:, :-1:2] - survival[:, 2::2], survival[:, -1:]], 1)
+    at = torch.cat([found[:, 1::2], found[:, -1:]], 1)
+    weights = falls / at.sum(2).double().clamp(min=1e-300)
+    types = (weights[:, None].to(at.dtype) @ at)[:, 0].double()
     return NextEvents(mean, waits, types, compensator[:, -1] >= _NOT_EXPECTED)
+
+
+@torch.no_grad()
+def before_every_event(
+    model: IntensityModel,
+    sequences: Sequences,
+    longest: float,
+    *,
+    quantiles: tuple[float, ...] = (0.05, 0.25, 0.5, 0.75, 0.95),
+    grid: int = 64,
+    block: int = 16384,
+) -> NextEvents:
+    """Predict every event of some sequences, right after the event before it or the start.
+
+    Results are [sequences, events, ...]; those of pads mean nothing. block: times that are asked about at
+    once. Otherwise as `next_events`.
+    """
+    events = sequences.times.shape[1]
+    rows, together = block_shape(events, 2 * grid + 1, block)
+    predicted = []
+    for part in sequences.split(rows):
+        memory = model.remember(part)
+        visible = torch.minimum(torch.arange(events), part.lengths[:, None])
+        now = torch.cat([part.start[:, None], part.times], 1).gather(1, visible)
+        blocks = []
+        for seen, since in zip(torch.split(visible, together, 1), torch.split(now, together, 1), strict=True):
+
+            def rates(
+                offsets: Tensor, seen: Tensor = seen, since: Tensor = since, memory: Any = memory
+            ) -> Tensor:
+                return model.intensities(memory, since[..., None] + offsets[0], seen).flatten(0, 1)
+
+            found = next_events(rates, longest, quantiles=quantiles, grid=grid)
+            blocks.append([of.view(*seen.shape, *of.shape[1:]) for of in found])
+        predicted.append([torch.cat(of, 1) for of in zip(*blocks, strict=True)])
+    return NextEvents(*(torch.cat(of) for of in zip(*predicted, strict=True)))
 
 
 class Draws(NamedTuple):

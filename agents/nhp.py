@@ -118,10 +118,10 @@ class NHP(nn.Module):
         return retrieved, rows @ self.prompt_weight.T
 
     def intensities(self, memory: RecurrentMemory, times: Tensor, visible: Tensor) -> Tensor:
-        """Return λ_k, float [sequences, queries, types], events a second; visible: the events before."""
+        """Return λ_k, float [*times.shape, types], events a second; see `IntensityModel`."""
         sequence = torch.arange(len(times))[:, None]
-        cell, target, decay, output = (part[sequence, visible] for part in memory[:4])
-        gap = (times - memory.times[sequence, visible]).clamp(min=0.0)[..., None]
-        state = output * self._decayed(cell, target, decay, gap).tanh()
-        intensities: Tensor = self.head(state)
+        cell, target, decay, output = (part[sequence, visible][:, :, None] for part in memory[:4])
+        gaps = times[..., None].flatten(2) - memory.times[sequence, visible][..., None]
+        state = output * self._decayed(cell, target, decay, gaps.clamp(min=0.0)[..., None]).tanh()
+        intensities: Tensor = self.head(state).view(*times.shape, -1)
         return intensities

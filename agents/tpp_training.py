@@ -51,7 +51,7 @@ __all__ = [
 SCORING = log_spaced(gauss_legendre(3), 6)  # the rule that scores: 21 points, from a millionth of a gap on
 _DECADES = 3  # of a gap that training looks at one by one
 _FLOOR = 1e-30  # of an intensity, before its logarithm; float32 ends at 1e-38
-_BLOCK = 4096  # queries of a sequence that are evaluated at once, which bounds the memory of attention
+_BLOCK = 16384  # times that are asked about at once, which bounds the memory of attention
 
 
 class TrainableModel(IntensityModel, Protocol):
@@ -143,12 +143,9 @@ def intensities_of_intervals(model: IntensityModel, memory: Any, times: Tensor, 
 
     times: float64 [sequences, intervals, times]. visible: int64 [sequences, intervals], the events before.
     """
-    asked, seen = times.flatten(1), visible[..., None].expand_as(times).flatten(1)
-    blocks = [
-        model.intensities(memory, asked[:, i : i + _BLOCK], seen[:, i : i + _BLOCK])
-        for i in range(0, asked.shape[1], _BLOCK)
-    ]
-    return torch.cat(blocks, 1).view(*times.shape, -1)
+    together = max(_BLOCK // (len(times) * times.shape[2]), 1)  # intervals
+    blocks = zip(torch.split(times, together, 1), torch.split(visible, together, 1), strict=True)
+    return torch.cat([model.intensities(memory, *block) for block in blocks], 1)
 
 
 def event_scores(model: IntensityModel, batch: Batch, nodes: Nodes, memory: Any = None) -> EventScores:

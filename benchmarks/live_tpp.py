@@ -123,9 +123,8 @@ def speed(options: Options, console: Console) -> None:
     )
 
 
-def main() -> None:
-    options = tyro.cli(Options, description=__doc__)
-    console = Console()
+def measure(options: Options, console: Console) -> None:
+    """Print all tables."""
     speed(options, console)
     if options.latency:
         with tempfile.TemporaryDirectory() as folder:
@@ -139,4 +138,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    measure(tyro.cli(Options, description=__doc__), Console())

@@ -513,7 +513,7 @@ class BenchArguments:
 
     name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
     """step (speed), returns (learning results), prediction (time series), ingest (events), soak (kills),
-    live-tpp (speed of PromptTPP), event-ablations (its parts), regimes, prompt-figures (pictures)."""
+    tpp (speed of PromptTPP), live-tpp (of it live), event-ablations (its parts), regimes, prompt-figures."""
 
 
 def _bench(argv: list[str]) -> int:

@@ -1,12 +1,12 @@
-"""The attentive model: its likelihood, causality to the last bit, and attention against a dense reference."""
+"""The attentive model: its likelihood, causality to the last bit, and attention against the formulas."""
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from streamwise.agents.attnhp import AttNHP, AttNHPSettings, time_embedding
 from streamwise.agents.neural_tpp import (
@@ -84,9 +84,9 @@ class KnownHawkes:
         return sequences
 
     def intensities(self, sequences, times, visible):
-        since = times[..., None] - sequences.times[:, None, :]
-        seen = torch.arange(since.shape[2]) < visible[..., None]
-        return 0.5 + (0.8 * torch.exp(-1.5 * since) * seen).sum(2)[..., None]
+        since = times[..., None] - sequences.times[:, None, None, :]
+        seen = torch.arange(since.shape[3]) < visible[..., None, None]
+        return 0.5 + (0.8 * torch.exp(-1.5 * since) * seen).sum(3)[..., None]
 
 
 def test_a_hawkes_process_has_the_known_likelihood():
@@ -170,6 +170,7 @@ def test_what_comes_later_changes_not_one_bit(kind):
     visible = torch.full((2, 3), min(seen, int(made.lengths.min())))
     visible[0] = seen
     before = intensities(model, made, times, visible)[0]
+    scores_before = log_likelihood(model, made, gauss_legendre(3), block=20)
 
     later_types, later_times = made.types.clone(), made.times.clone()
     later_types[0, seen:] = (later_types[0, seen:] + 1) % TYPES
@@ -184,6 +185,9 @@ def test_what_comes_later_changes_not_one_bit(kind):
         Sequences(pads, made.types.masked_fill(~made.mask, 3), made.lengths, made.start, made.end),
     ):
         assert torch.equal(intensities(model, changed, times, visible)[0], before)
+        scores = log_likelihood(model, changed, gauss_legendre(3), block=20)
+        for part in ("time", "type", "compensator"):
+            assert torch.equal(getattr(scores, part)[0, :seen], getattr(scores_before, part)[0, :seen])
     other_times = times.clone()
     other_times[:, 2] += 1.0
     assert torch.equal(intensities(model, made, other_times, visible)[0, :2], before[:2])
@@ -208,40 +212,124 @@ def test_the_intensity_at_an_event_is_a_left_limit(kind):
 # Attention
 
 
-def dense(model, made, at, visible):
-    """Events and queries as one row of tokens with one mask, as published code evaluates them; no prompts."""
-    c, length = model.settings, made.times.shape[1]
-    times = torch.cat([made.times, at], 1)
-    before = torch.cat([made.start[:, None], made.times[:, :-1]], 1)
-    known = torch.cat([made.start[:, None], made.times], 1).gather(1, visible)
-    gaps = torch.cat([made.times - before, at - known], 1)
-    z = model._embedded(gaps, times - made.start[:, None])
-    index = torch.arange(length)
-    event_rows = torch.cat([index[None] > index[:, None], torch.ones(length, at.shape[1], dtype=bool)], 1)
-    query_rows = torch.cat([index >= visible[0][:, None], ~torch.eye(at.shape[1], dtype=bool)], 1)
-    blocked = torch.cat([event_rows, query_rows])
-    states, h0 = [], None
-    for head in range(c.heads):
-        events = model.embedding[made.types].tanh() if head == 0 or not c.chain_heads else h0
-        h = torch.cat([events, torch.zeros(1, at.shape[1], c.width)], 1)
+def plain(model, times, types, start, at):
+    """h at one time that all events are before, token by token, as the formulas are written."""
+    c, seen = model.settings, len(times)
+    gaps = times - torch.cat([start[None], times[:-1]])
+    z = [model._embedded(gaps[j], times[j] - start) for j in range(seen)]
+    embedded = [model.embedding[kind].tanh() for kind in types]
+    last = times[-1] if seen else start
+    z_now = model._embedded(at - last, at - start)
+
+    def attention(query, keys, values):
+        scores = torch.stack([query @ key for key in keys]) / math.sqrt(c.width)
+        return sum(share * value for share, value in zip(scores.softmax(0), values, strict=True))
+
+    def projections(head, layer):
+        """Return a map from a state and a time's embedding for each of query, key and value."""
+        parts = model.weight[layer, head].chunk(3, -1)
+        return [lambda h, at, part=part: torch.cat([h, at]) @ part for part in parts]
+
+    def prompts(head, count):
+        """Return the keys and values of prompts in every layer, after some events."""
+        if model.pool is None:
+            return [([], [])] * c.layers
+        tokens = [torch.cat([embedded[j], z[j][:-1]]) for j in range(count)]
+        mean = sum(tokens) / count if count else torch.zeros(model.token_width)
+        ids = model.pool.retrieve(mean[None]).ids[0]
+        mean_gap = gaps[:count].mean() if count else torch.zeros(())
+        since = (times[count - 1] - start) if count else torch.zeros(())
+        late = model._embedded(mean_gap, since + mean_gap)
+        for_keys, for_values = (
+            [row for i in ids for row in model.pool.rows[i, :, which]] for which in (0, 1)
+        )
+        found = []
         for layer in range(c.layers):
-            q, k, v = (model._project(which, head, layer, torch.cat([h, z], -1)) for which in range(3))
-            scores = (q @ k.transpose(1, 2) / math.sqrt(c.width)).masked_fill(blocked, -math.inf)
-            o = scores.softmax(-1) @ v
-            h = torch.cat([o[:, :length], h[:, length:] + o[:, length:].tanh()], 1)
-        h0 = h[:, :length]
-        states.append(h[:, length:])
-    return torch.cat(states, -1)
+            to_query, to_key, to_value = projections(head, layer)
+            keys = [to_key(row, late) for row in for_keys]
+            values = [to_value(row, late) for row in for_values]
+            found.append((keys, values))
+            if c.attachment == "prompt":
+                for_keys = for_values = [attention(to_query(row, late), keys, values) for row in for_keys]
+        return found
+
+    states, events = [], embedded
+    for head in range(c.heads):
+        events, h = events if c.chain_heads else embedded, torch.zeros(c.width)
+        for layer in range(c.layers):
+            to_query, to_key, to_value = projections(head, layer)
+            keys = [to_key(x, at_x) for x, at_x in zip(events, z, strict=True)]
+            values = [to_value(x, at_x) for x, at_x in zip(events, z, strict=True)]
+            extra_keys, extra_values = prompts(head, seen)[layer]
+            h = (
+                h
+                + attention(
+                    to_query(h, z_now),
+                    [*keys, *extra_keys, to_key(h, z_now)],
+                    [*values, *extra_values, to_value(h, z_now)],
+                ).tanh()
+            )
+            after = [prompts(head, j + 1)[layer] for j in range(seen)]
+            events = [
+                attention(to_query(x, z[j]), keys[: j + 1] + after[j][0], values[: j + 1] + after[j][1])
+                for j, x in enumerate(events)
+            ]
+        states.append(h)
+    return torch.cat(states)
 
 
-@pytest.mark.parametrize(("time", "chain"), list(itertools.product(("gaps", "absolute"), (False, True))))
-def test_queries_of_cached_events_equal_one_dense_attention(time, chain):
-    model = make_model({"time": time, "chain_heads": chain, "attachment": "prefix", "pooled": False})
-    made = some_sequences(1, 7)
-    at = torch.tensor([[0.01, 3.0, 8.0, 12.0, 55.0]])
-    visible = (made.times[:, None, :] < at[..., None]).sum(-1)
-    found = model.states(model.remember(made), at, visible)
-    assert torch.allclose(found, dense(model, made, at, visible), atol=1e-10)
+@EVERY_KIND
+def test_batched_attention_equals_the_formulas_token_by_token(kind):
+    model, made = make_model(kind), some_sequences(2, 4)
+    visible = torch.tensor([[0, 2, 4], [0, 1, int(made.lengths[1])]])
+    known = torch.cat([made.start[:, None], made.times], 1).gather(1, visible)
+    at = known[..., None] + torch.tensor([0.0, 0.3, 7.0])
+    with torch.no_grad():
+        found = model.states(model.remember(made), at, visible)
+        for b in range(2):
+            for g, seen in enumerate(visible[b].tolist()):
+                for s in range(3):
+                    events = made.times[b, :seen], made.types[b, :seen]
+                    expected = plain(model, *events, made.start[b], at[b, g, s])
+                    assert torch.allclose(found[b, g, s], expected, atol=1e-12)
+
+
+@EVERY_KIND
+def test_times_in_groups_are_those_asked_about_one_by_one(kind):
+    model, made = make_model(kind), some_sequences(3)
+    memory = model.remember(made)
+    visible = torch.minimum(torch.tensor([0, 3, 9]), made.lengths[:, None])
+    known = torch.cat([made.start[:, None], made.times], 1).gather(1, visible)
+    at = known[..., None] + torch.tensor([0.1, 1.0, 4.0, 20.0])
+    grouped = model.intensities(memory, at, visible)
+    alone = model.intensities(memory, at.flatten(1), visible.repeat_interleave(4, 1))
+    assert torch.allclose(grouped.flatten(1, 2), alone, atol=1e-12)
+
+
+class Largest(TorchDispatchMode):
+    """Notes the most elements that a tensor has which anything returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        result = function(*arguments, **(options or {}))
+        parts = result if isinstance(result, (tuple, list)) else (result,)
+        sizes = [part.numel() for part in parts if isinstance(part, torch.Tensor)]
+        self.elements = max([self.elements, *sizes])
+        return result
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_no_tensor_is_larger_than_a_block_of_scores(pooled):
+    kind = {"time": "gaps", "chain_heads": False, "attachment": "prefix", "pooled": pooled}
+    model, made = make_model(kind), some_sequences(4, 200)
+    block, columns = 500, 200 + 6 + 1  # events, rows of prompts, oneself
+    with Largest() as largest:
+        log_likelihood(model, made, gauss_legendre(9), block=block).total.sum().backward()
+    assert largest.elements <= 2 * block * columns
+    with Largest() as largest:
+        log_likelihood(model, made, gauss_legendre(9), block=10**6)
+    assert largest.elements > 3 * 2 * block * columns
 
 
 def test_a_chain_of_heads_lets_the_first_reach_the_second():
@@ -259,9 +347,10 @@ def test_a_chain_of_heads_lets_the_first_reach_the_second():
 def test_embeddings_of_times_have_the_published_periods():
     embedded = time_embedding(torch.tensor([0.0, 1.5]), 4)
     rates = torch.tensor([1.0, 1.0 / 100.0])
-    assert torch.allclose(embedded[0], torch.tensor([0.0, 1.0, 0.0, 1.0]))
-    assert torch.allclose(embedded[1, 0::2], (1.5 * rates).sin())
-    assert torch.allclose(embedded[1, 1::2], (1.5 * rates).cos())
+    assert torch.allclose(embedded[0], torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0]))
+    assert torch.allclose(embedded[1, 0:4:2], (1.5 * rates).sin())
+    assert torch.allclose(embedded[1, 1:4:2], (1.5 * rates).cos())
+    assert (embedded[:, 4] == 1.0).all()
 
 
 @EVERY_KIND

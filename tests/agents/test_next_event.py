@@ -9,7 +9,11 @@ import pytest
 import torch
 from scipy import stats
 
-from streamwise.agents.next_event import next_events, thin
+from streamwise.agents.attnhp import AttNHP, AttNHPSettings
+from streamwise.agents.neural_tpp import Sequences
+from streamwise.agents.next_event import before_every_event, next_events, thin
+from streamwise.agents.nhp import NHP
+from streamwise.memory.prompt_pool import PromptPool
 
 
 def constant(*shares):
@@ -110,3 +114,46 @@ def test_histories_are_predicted_each_for_itself():
     assert next_events(both, 1e3).mean.tolist() == pytest.approx([2.0, 0.5], rel=1e-6)
     drawn = thin(both, 1e3, torch.Generator().manual_seed(5), histories=2, draws=20_000)
     assert drawn.waits.mean(1).tolist() == pytest.approx([2.0, 0.5], rel=0.05)
+
+
+def test_the_default_grid_is_as_good_as_a_fine_one():
+    """Of the Hawkes process, of an intensity that oscillates in log time, and of one that falls steeply."""
+
+    def oscillating(offsets):
+        return (0.02 * (1.0 + 0.8 * torch.sin(4.0 * torch.log1p(offsets))))[..., None]
+
+    def falling(offsets):
+        return (0.01 + 2.0 / (1.0 + (offsets / 3.0) ** 4))[..., None]
+
+    for rates in (hawkes, oscillating, falling):
+        coarse, fine = (next_events(rates, 1e4, **grid) for grid in ({}, {"grid": 4096}))
+        assert coarse.mean.item() == pytest.approx(fine.mean.item(), rel=1e-3)
+        assert coarse.quantiles[0].tolist() == pytest.approx(fine.quantiles[0].tolist(), rel=1e-3)
+        assert coarse.types[0].tolist() == pytest.approx(fine.types[0].tolist(), abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["attnhp", "attnhp with prompts", "nhp"])
+def test_predictions_before_every_event_are_those_of_each_history_alone(kind):
+    generator = torch.Generator().manual_seed(6)
+    pool = PromptPool(12, 8, prompts=5, selected=2, rows=3, generator=generator)
+    settings = AttNHPSettings(width=8, time_width=4)
+    model = {
+        "attnhp": AttNHP(3, settings, generator=generator),
+        "attnhp with prompts": AttNHP(3, settings, pool=pool, generator=generator),
+        "nhp": NHP(3, generator=generator),
+    }[kind]
+    made = [(torch.rand(n, generator=generator).cumsum(0), torch.arange(n) % 3) for n in (5, 9)]
+    found = before_every_event(model, Sequences.of(made, -1.0, 20.0), 50.0, block=300)
+    assert found.mean.shape == (2, 9)
+    for b, (times, types) in enumerate(made):
+        for i in range(len(times)):
+            history = Sequences.of([(times[:i], types[:i])], -1.0, 20.0)
+            now = torch.tensor([[times[i - 1] if i else -1.0]], dtype=torch.float64)
+
+            def rates(offsets, history=history, now=now, i=i):
+                return model.intensities(model.remember(history), now + offsets, torch.full(offsets.shape, i))
+
+            with torch.no_grad():
+                alone = next_events(rates, 50.0)
+            for one, other in zip(found, alone, strict=True):
+                assert torch.allclose(one[b, i].double(), other[0].double(), rtol=1e-4)

@@ -66,6 +66,17 @@ def test_intensities_equal_a_plain_loop():
 
 
 @WITH_AND_WITHOUT
+def test_times_in_groups_are_those_asked_about_one_by_one(pooled):
+    model, made = make_model(pooled), some_sequences()
+    memory = model.remember(made)
+    visible = torch.tensor([[0, 2, 4], [0, 1, 3]])
+    at = torch.tensor([[0.0, 1.5, 9.0], [0.0, 2.0, 7.0]])[..., None] + torch.tensor([0.0, 0.4])
+    grouped = model.intensities(memory, at, visible)
+    alone = model.intensities(memory, at.flatten(1), visible.repeat_interleave(2, 1))
+    assert torch.equal(grouped.flatten(1, 2), alone)
+
+
+@WITH_AND_WITHOUT
 def test_what_comes_later_changes_not_one_bit(pooled):
     model, made = make_model(pooled), some_sequences()
     at, visible = torch.tensor([[1.5, 3.0], [1.0, 1.0]]), torch.tensor([[1, 2], [0, 0]])
