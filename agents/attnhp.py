@@ -32,6 +32,7 @@ from streamwise.memory.prompt_pool import PromptPool, Retrieved
 __all__ = ["AttNHP", "AttNHPSettings", "EventMemory", "time_embedding"]
 
 _LONGEST_PERIOD = 10_000.0
+_FALL = math.log(math.expm1(0.5))
 _GAP_SCALE = 8.0  # times log(1 + gap): the finest of its sines turns once for a factor of two
 
 
@@ -53,6 +54,8 @@ class AttNHPSettings:
     """What an event's time is told by: the gap before it, or the time since the sequence began."""
     unit: float = 1.0
     """Seconds in a unit of time: about a usual gap."""
+    decay: bool = True
+    """Learn, for each head and layer, how scores fall with the logarithm of the time since an event."""
     attachment: Literal["prefix", "prompt"] = "prefix"
     """prefix: prompts are further keys and values of each layer; prompt: tokens that go through layers."""
 
@@ -104,6 +107,8 @@ class AttNHP(nn.Module):
         self.embedding = nn.Parameter(torch.randn(types, c.width, generator=generator))
         # To queries, keys and values side by side, [Y, H, D + Z + 1, 3 D]; the last row is the bias.
         self.weight = uniform((c.layers, c.heads, inputs + 1, 3 * c.width), inputs, generator)
+        # Of the falling off of scores, before softplus, [Y, H]; it begins at half a nat for a factor e.
+        self.decay = nn.Parameter(torch.full((c.layers, c.heads), _FALL)) if c.decay else None
         self.head = IntensityHead(c.heads * c.width, types, c.unit, generator)
 
     @property
@@ -135,6 +140,7 @@ class AttNHP(nn.Module):
         retrieved, expected = self._retrieve(tokens, gaps, times - start)
         length = times.shape[1]
         later = torch.full((length, length), -math.inf).triu(1)[:, None]
+        since = self._since(times, times[..., None])
 
         weights, keys, values = self._projections(), [], []
         # Heads of a chain go on from the states of the one before; others all start with the events.
@@ -143,11 +149,12 @@ class AttNHP(nn.Module):
             # Event j has seen j + 1 events, itself included.
             prompts = self._prompts(weights[:, heads], retrieved, expected, (slice(None), slice(1, None)))
             for layer, weight in enumerate(weights[:, heads]):
+                hidden = self._fallen(later, since, layer, heads)
                 query, key, value = project(weight, states, at).chunk(3, -1)
                 keys.append(key if layer else project(self._keys_for_times(weight), states, at))
                 values.append(value)
                 if layer < c.layers - 1 or c.chain_heads:  # somebody asks for the states
-                    states = attend(query[..., None, :], key, value, later, next(prompts))[..., 0, :]
+                    states = attend(query[..., None, :], key, value, hidden, next(prompts))[..., 0, :]
         layers = range(c.layers)
         return EventMemory(
             [torch.cat(keys[layer :: c.layers]) for layer in layers],
@@ -157,6 +164,20 @@ class AttNHP(nn.Module):
             retrieved,
             expected,
         )
+
+    def _since(self, events: Tensor, asked: Tensor) -> Tensor | None:
+        """Return log(1 + time since an event / unit), [B, G, S, L], of events [B, L] and times [B, G, S]."""
+        if self.decay is None:
+            return None
+        since = (asked[..., None] - events[:, None, None]).clamp(min=0.0) / self.settings.unit
+        return since.to(torch.get_default_dtype()).log1p_()
+
+    def _fallen(self, hidden: Tensor, since: Tensor | None, layer: int, heads: slice) -> Tensor:
+        """Add to what hides events how much their scores have fallen in a layer, [H, B, G, S, L]."""
+        if self.decay is None or since is None:
+            return hidden
+        fall = nn.functional.softplus(self.decay[layer, heads])[:, None, None, None, None]
+        return hidden - fall * since
 
     def _keys_for_times(self, weight: Tensor) -> Tensor:
         """Return what makes keys of the first layer for embedded times, float [H, D + Z + 1, Z + 1].
@@ -229,13 +250,14 @@ class AttNHP(nn.Module):
         at = self._embedded((asked - known).clamp(min=0.0), asked - start[..., None])
         at = at.expand(c.heads, *at.shape)
         length = int(visible.max()) if visible.numel() else 0  # nobody sees later events
-        unseen = torch.arange(length) >= visible[..., None, None]
-        hidden = torch.zeros(unseen.shape).masked_fill_(unseen, -math.inf)
+        later = torch.arange(length) >= visible[..., None, None]
+        hidden = torch.zeros(later.shape).masked_fill_(later, -math.inf)
+        since = self._since(memory.times[:, :length], asked)
         weights = self._projections()
         index = torch.arange(len(visible))[:, None], visible
         prompts = self._prompts(weights, memory.retrieved, memory.expected, index, for_times=True)
         h: Tensor | None = None
-        for weight, keys, values in zip(weights, memory.keys, memory.values, strict=True):
+        for layer, (weight, keys, values) in enumerate(zip(weights, memory.keys, memory.values, strict=True)):
             if h is None:
                 own = torch.cat([self._keys_for_times(weight), weight[..., 2 * c.width :]], -1)[:, c.width :]
                 query = at
@@ -243,7 +265,8 @@ class AttNHP(nn.Module):
             else:
                 query, key, value = project(weight, h, at).chunk(3, -1)
             seen = keys[:, :, :length], values[:, :, :length]
-            change = attend(query, *seen, hidden, next(prompts), (key, value)).tanh()
+            unseen = self._fallen(hidden, since, layer, slice(None))
+            change = attend(query, *seen, unseen, next(prompts), (key, value)).tanh()
             h = change if h is None else h + change
         assert h is not None
         return torch.cat(tuple(h), -1).view(*times.shape, -1)
@@ -286,15 +309,18 @@ def attend(
 ) -> Tensor:
     """Return the values that queries attend to, float [H, B, G, S, D], by one softmax over all they see.
 
-    query: [H, B, G, S, width]. keys, values: of events, [H, B, L, ...]. hidden: -inf where an event is not to
-    be seen, and else 0, broadcast to [B, G, S, L]. prompts: keys and values, [H, B, G, P, ...] each. own: the
-    key and value of each query itself, [H, B, G, S, ...] each.
+    query: [H, B, G, S, width]. keys, values: of events, [H, B, L, ...]. hidden: added to their scores, -inf
+    where an event is not to be seen, broadcast to [H, B, G, S, L]. prompts: keys and values, [H, B, G, P,
+    ...] each. own: the key and value of each query itself, [H, B, G, S, ...] each.
     """
     shape = query.shape[:-1]
     to_events = torch.bmm(query.flatten(2, 3).flatten(0, 1), keys.flatten(0, 1).mT)
     to_events = to_events.view(*shape, keys.shape[2])
-    with torch.no_grad():  # What is hidden gets no share, and so no gradient: in place, and not recorded.
-        to_events += hidden
+    if hidden.requires_grad:
+        to_events = to_events + hidden
+    else:
+        with torch.no_grad():  # What is hidden gets no share, and so no gradient: in place, and not recorded.
+            to_events += hidden
     scores = [to_events]
     if prompts is not None:
         to_prompts = torch.bmm(query.flatten(0, 2), prompts[0].flatten(0, 2).mT)

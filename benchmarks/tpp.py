@@ -8,8 +8,8 @@ processor time.
 The published code appends to the L events of a sequence one time per event, and runs the whole stack over
 these 2L tokens under one mask, of which the 2L x 2L scores are computed in full. To ask about S times an
 interval it repeats the batch S times, and once more for the events themselves. Here events are projected
-once, and times are queries of their keys and values. Without prompts and with heads in a chain both give the
-same intensities, which is checked before anything is timed.
+once, and times are queries of their keys and values. Without prompts, with heads in a chain and without
+decay of scores both give the same intensities, which is checked before anything is timed.
 
 The live tables are those of live_tpp.py, which has options of its own.
 
@@ -47,6 +47,7 @@ from streamwise.memory.prompt_pool import PromptPool
 
 TYPES, NODES, SHORTEST, LONGEST = 17, 20, 32, 64
 PROMPTS, SELECTED, ROWS = 16, 4, 4
+PUBLISHED: dict[str, Any] = {"chain_heads": True, "time": "absolute", "decay": False}
 CASES = {"no pool": 0, f"{SELECTED} of {PROMPTS} prompts of {ROWS} rows": SELECTED * ROWS}  # rows attended to
 PROPOSALS, BOUND_POINTS, BOUND_FACTOR = 500, 5, 5.0  # of the published thinning
 UNIT, WAIT = 100.0, 1e5  # seconds: a usual gap, and how far predictions look ahead
@@ -168,7 +169,7 @@ def published_thinning(
 
 def check_equal(generator: torch.Generator) -> float:
     """Return the largest relative difference of the schemes' intensities; refuse one above 1e-5."""
-    model = make_model(False, generator, chain_heads=True, time="absolute")
+    model = make_model(False, generator, **PUBLISHED)
     sequences = some_sequences(1, generator)
     known = sequences.times[:, :-1]
     at = known + torch.rand(known.shape, generator=generator, dtype=torch.float64) * sequences.times.diff()
@@ -326,7 +327,7 @@ def training_tables(options: Options) -> list[Table]:
     )  # fmt: skip
     for label, rows in CASES.items():
         ours = Training.make(rows > 0, options.batch)
-        theirs = Training.make(rows > 0, max(options.batch // 8, 1), chain_heads=True, time="absolute")
+        theirs = Training.make(rows > 0, max(options.batch // 8, 1), **PUBLISHED)
         rates, ratio = in_turns(ours.step, theirs.published_step, options)
         speed.add_row(label, *(f"{rate:,.0f}" for rate in rates), f"{ratio:.1f}")
         found = stages_of_a_step(ours)
@@ -345,7 +346,7 @@ def prediction_tables(options: Options) -> list[Table]:
     )  # fmt: skip
     for label, rows in CASES.items():
         ours = Training.make(rows > 0, 16)
-        theirs = Training.make(rows > 0, 16, chain_heads=True, time="absolute")
+        theirs = Training.make(rows > 0, 16, **PUBLISHED)
         rates, ratio = in_turns(partial(predict, ours), partial(predict_published, theirs), options)
         table.add_row(label, *(f"{rate:,.0f}" for rate in rates), f"{ratio:,.0f}")
     return [table]

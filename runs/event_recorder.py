@@ -19,6 +19,7 @@ from streamwise.streams.event_stream import EventBatch, EventStream
 __all__ = ["EventRecorder", "Latencies"]
 
 _TENSORBOARD_INTERVAL_SECONDS = 0.5
+_TOGETHER = 256  # events whose scores are taken in at once: a call costs as much as a hundred of them
 
 
 class Latencies:
@@ -60,7 +61,9 @@ class EventRecorder:
         self.model = model
         self.stream = stream
         self.interval = interval
-        self.scores = Prequential(time_unit, model.extras)
+        self._scores = Prequential(time_unit, model.extras)
+        self._waiting: list[tuple[Array, Array]] = []  # scores and waits that are not taken in yet
+        self._events = 0
         self.metrics = RowFile(directory / "metrics.parquet")
         self.files = {"metrics": self.metrics}
         self.row: dict[str, Any] = {}  # the last one
@@ -75,7 +78,13 @@ class EventRecorder:
     @property
     def step(self) -> int:
         """How many events were learned."""
-        return self.scores.events
+        return self._events
+
+    @property
+    def scores(self) -> Prequential:
+        """The scores of all of them."""
+        self._take_in()
+        return self._scores
 
     @property
     def elapsed(self) -> float:
@@ -91,15 +100,25 @@ class EventRecorder:
         waits = time.monotonic() - np.asarray(batch.polled_at)
         while len(scores):
             count = self.interval - self.step % self.interval
-            self._latencies.add(waits[:count])
-            self.scores.add(scores[:count])
+            self._waiting.append((scores[:count], waits[:count]))
+            self._events += len(scores[:count])
             scores, waits = scores[count:], waits[count:]
             if self.step % self.interval == 0:
                 self.close_row()
+        if self._events - self._scores.events >= _TOGETHER:
+            self._take_in()
+
+    def _take_in(self) -> None:
+        if self._waiting:
+            scores, waits = (np.concatenate(of) for of in zip(*self._waiting, strict=True))
+            self._waiting.clear()
+            self._scores.add(scores)
+            self._latencies.add(waits)
 
     def close_row(self) -> None:
         """Make a row of what has come since the last."""
         now = time.perf_counter()
+        self._take_in()
         events = self.step - int(self.row.get("step", 0))
         self.rate = events / max(now - self._row_started, 1e-9)
         lag = self.stream.lag()
@@ -147,7 +166,8 @@ class EventRecorder:
 
     def resume(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
-        self.scores.resume(state["scores"])
+        self._scores.resume(state["scores"])
+        self._events = self._scores.events
         self.row, self.first_time = state["row"], state["first_time"]
         self._tensorboard.purge_step = self.step + 1
         self._elapsed_before, self._started = state["elapsed"], time.perf_counter()

@@ -21,8 +21,10 @@ __all__ = ["DUPLICATE", "FUTURE", "LATE", "EventBatch", "EventStream"]
 LATE, FUTURE, DUPLICATE = "late", "in the future", "duplicate position"
 
 _WAIT_SECONDS = 0.05  # for events, before the loop gets a chance to look after itself
-_TURN_SECONDS = 0.05  # that a reader may take for what one poll gave it; polls become as small as that needs
-_FEWEST, _AT_FIRST = 64, 256  # records a poll
+# That a reader may take for what one poll gave it; polls become as small as that needs. An event is learned
+# within this time of its poll, and nobody waits longer for the reader.
+_TURN_SECONDS = 0.003
+_FEWEST, _AT_FIRST = 8, 64  # records a poll
 _NEVER = -math.inf
 
 # time, partition, number in the partition, type, key, features, polled at: in this order they are released

@@ -446,8 +446,9 @@ class _Cluster:
         defaults: dict[str, Any] = {"socket.timeout.ms": 10_000, "reconnect.backoff.max.ms": 1_000}
         if kind == "Consumer":
             # Some brokers answer an idle fetch only after the whole wait, whatever has come meanwhile, and a
-            # partition that is taken up again waits for it too. A full queue delays the next fetch.
-            defaults |= {"fetch.wait.max.ms": 10, "fetch.queue.backoff.ms": 10}
+            # partition that is taken up again waits for it too; one that needs longer than the wait to look
+            # for what there is answers with nothing, for ever. A full queue delays the next fetch.
+            defaults |= {"fetch.wait.max.ms": 100, "fetch.queue.backoff.ms": 10}
             defaults |= {"queued.max.messages.kbytes": 16_384}  # a partition
         else:
             defaults |= {"enable.idempotence": True}

@@ -21,7 +21,13 @@ from streamwise.memory.prompt_pool import PromptPool
 
 TYPES = 4
 KINDS = [
-    {"time": time, "chain_heads": chain, "attachment": attachment, "pooled": pooled}
+    {
+        "time": time,
+        "chain_heads": chain,
+        "attachment": attachment,
+        "pooled": pooled,
+        "decay": time == "gaps",
+    }
     for time in ("gaps", "absolute")
     for chain in (False, True)
     for pooled, attachment in ((False, "prefix"), (True, "prefix"), (True, "prompt"))
@@ -37,7 +43,10 @@ def make_model(kind, seed=0, unit=1.0, **pool_options):
     pool = None
     if pooled:
         pool = PromptPool(12, 8, prompts=6, selected=2, rows=3, generator=generator, **pool_options)
-    return AttNHP(TYPES, settings, pool=pool, generator=generator)
+    model = AttNHP(TYPES, settings, pool=pool, generator=generator)
+    if model.decay is not None:
+        torch.nn.init.uniform_(model.decay, -2.0, 1.0, generator=generator)
+    return model
 
 
 def some_sequences(count=3, longest=9, seed=0, shift=0.0):
@@ -221,9 +230,18 @@ def plain(model, times, types, start, at):
     last = times[-1] if seen else start
     z_now = model._embedded(at - last, at - start)
 
-    def attention(query, keys, values):
+    def attention(query, keys, values, falls=()):
+        """Attend to events, whose scores fall, and to what comes after them in the lists."""
         scores = torch.stack([query @ key for key in keys]) / math.sqrt(c.width)
+        scores[: len(falls)] -= torch.tensor(falls)
         return sum(share * value for share, value in zip(scores.softmax(0), values, strict=True))
+
+    def falls(head, layer, now, count):
+        """Return by how much the scores of the first events have fallen."""
+        if model.decay is None:
+            return [0.0] * count
+        rate = torch.nn.functional.softplus(model.decay[layer, head])
+        return [float(rate * torch.log1p((now - times[j]) / c.unit)) for j in range(count)]
 
     def projections(head, layer):
         """Return a map from a state and a time's embedding for each of query, key and value."""
@@ -267,11 +285,17 @@ def plain(model, times, types, start, at):
                     to_query(h, z_now),
                     [*keys, *extra_keys, to_key(h, z_now)],
                     [*values, *extra_values, to_value(h, z_now)],
+                    falls(head, layer, at, seen),
                 ).tanh()
             )
             after = [prompts(head, j + 1)[layer] for j in range(seen)]
             events = [
-                attention(to_query(x, z[j]), keys[: j + 1] + after[j][0], values[: j + 1] + after[j][1])
+                attention(
+                    to_query(x, z[j]),
+                    keys[: j + 1] + after[j][0],
+                    values[: j + 1] + after[j][1],
+                    falls(head, layer, times[j], j + 1),
+                )
                 for j, x in enumerate(events)
             ]
         states.append(h)

@@ -277,7 +277,7 @@ def test_a_hawkes_process_is_found_twice_as_well_as_by_any_constant_rate(base):
     assert shortfall(base, 4_000, {"attnhp": 6, "nhp": 2}[base]) < 0.5 * poisson_shortfall(4_000)
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # a minute and a half
 @BASES
 def test_a_hawkes_process_is_recovered(base):
     assert shortfall(base, 20_000, 10) < 0.03
