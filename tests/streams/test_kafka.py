@@ -9,6 +9,7 @@ import random
 import shutil
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -229,6 +230,31 @@ def test_closing_does_not_wait_for_a_broker_that_hangs(broker, topic, open_sourc
         broker.unpause()
     source.close()
     assert source.poll(1, 0.0, set()) == []
+
+
+@pytest.mark.slow  # 45 seconds, the time in which it once fell behind for ever
+def test_a_steady_producer_of_single_records_is_kept_up_with(broker, open_source):
+    name, count, rate = next(names), 40_000, 1_000.0
+    broker.create_topic(name, 1)
+    source, producer = (
+        open_source(broker.address, name),
+        kafka.Producer({"bootstrap.servers": broker.address, "linger.ms": 1}),
+    )
+
+    def produce_steadily():
+        started = time.monotonic()
+        for i in range(count):
+            producer.produce(name, str(i), partition=0)
+            producer.poll(max(started + i / rate - time.monotonic(), 0.0))
+        producer.flush()
+
+    thread = threading.Thread(target=produce_steadily)
+    thread.start()
+    found, deadline = [], time.monotonic() + 2.0 * count / rate
+    while len(found) < count and time.monotonic() < deadline:
+        found += [value for records in source.poll(100, 0.05, set()) for value in records.values]
+    thread.join()
+    assert found == [str(i).encode() for i in range(count)]
 
 
 def test_what_a_fetch_repeats_is_dropped(broker, topic, open_source):
