@@ -289,7 +289,7 @@ def test_simulated_events_are_exponential_in_the_models_own_time(name):
     model.learn_many(times, types, keys)
     before = {array: values.copy() for array, values in model.arrays.items()}
     row, residuals, simulated = model.keys.find(keys[-1]), [], []
-    for event in itertools.islice(model.simulate(keys[-1], seed=4), 1500):
+    for event in itertools.islice(model.simulate(keys[-1], seed=4), 600):
         gap = event.time - float(row["last_time"])
         _, compensator = model._intensities(row, np.array([gap]))
         residuals.append(compensator[0])
@@ -299,7 +299,7 @@ def test_simulated_events_are_exponential_in_the_models_own_time(name):
     assert all(np.array_equal(values, before[array]) for array, values in model.arrays.items())
     if name == "poisson":
         counts, shares = np.bincount(simulated, minlength=5), model._shares()[:5]
-        assert stats.chisquare(counts, 1500 * shares / shares.sum()).pvalue > 1e-3
+        assert stats.chisquare(counts, 600 * shares / shares.sum()).pvalue > 1e-3
 
 
 @MODELS
