@@ -207,20 +207,27 @@ class Trainer:
         matched = self.model.pool.matching_loss(Retrieved(found.ids[rows], found.cosines[rows]))
         return loss + self.settings.matching * matched
 
-    def step(self, batch: Batch, penalty: Callable[[], Tensor] | None = None) -> float:
-        """Take one step; return the loss before it, without the penalty, which is added to it."""
+    def step(self, batch: Batch, penalty: Callable[[], Tensor] | None = None, pace: float = 1.0) -> float:
+        """Take one step; return the loss before it, without the penalty, which is added to it.
+
+        pace: what the step sizes of the settings are multiplied with.
+        """
         loss = self.loss(batch)
         self.base.zero_grad()
         (loss if penalty is None else loss + penalty()).backward()  # type: ignore[no-untyped-call]
-        self._apply(self.base, self.base_parameters)
+        self._apply(self.base, self.base_parameters, pace * self.settings.step_size)
         self.steps += 1
         if self.pool is not None and self.steps % self.settings.refresh_every == 0:
-            self._apply(self.pool, self.pool_parameters)
+            self._apply(self.pool, self.pool_parameters, pace * self.settings.pool_step_size)
             self.pool.zero_grad()
         return loss.item()
 
-    def _apply(self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
+    def _apply(
+        self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], step_size: float
+    ) -> None:
         nn.utils.clip_grad_norm_(parameters, self.settings.largest_gradient)
+        for group in optimizer.param_groups:
+            group["lr"] = step_size
         optimizer.step()
 
 
@@ -238,30 +245,29 @@ def fit(
     batches: Callable[[], Iterable[Batch]],
     validate: Callable[[], float],
     *,
-    epochs: int,
     steps: int,
     penalty: Callable[[], Tensor] | None = None,
 ) -> Fit:
-    """Train until an epoch does not improve the validation, and leave the model at the best one.
+    """Train with step sizes that fall to zero in a line, and leave the model at its best epoch.
 
-    batches: gives those of one epoch. validate: a score, higher is better; it is asked before the first epoch
-    too, so that a model is never left worse than it was. epochs, steps: the most of each.
+    A step size that is good to learn a task with is too large to stay at what was learned, and one epoch's
+    validation says little of the next while it is large. So all steps are made.
+
+    batches: gives those of one epoch, at least one. validate: a score, higher is better; it is asked before
+    the first epoch too, so that a model is never left worse than it was.
     """
     model = trainer.model
     best, kept, epoch = validate(), _copy(model), 0
     made = 0
-    for number in range(1, epochs + 1):
+    while trainer.steps < steps:
         for batch in batches():
             if trainer.steps == steps:
                 break
-            trainer.step(batch, penalty)
-        made = number
+            trainer.step(batch, penalty, pace=1.0 - trainer.steps / steps)
+        made += 1
         score = validate()
-        if not score > best:  # a NaN is no improvement
-            break
-        best, kept, epoch = score, _copy(model), number
-        if trainer.steps == steps:
-            break
+        if score > best:  # a NaN is no improvement
+            best, kept, epoch = score, _copy(model), made
     model.load_state_dict(kept)
     return Fit(trainer.steps, made, epoch, best)
 

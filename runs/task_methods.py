@@ -169,12 +169,12 @@ class NeuralMethod:
         training = replace(s.training, pool_step_size=0.0) if regime.pool == "frozen" else s.training
         generator = _generator(self.seed, task, _TRAINING)
         self._draw_prompts(task)
+        epoch = -(-len(chunks) // s.batch)  # steps
         found = fit(
             Trainer(self.model, training, generator),
             lambda: map(split.batch, self._with_replayed(chunks, generator)),
             lambda: self._validation(split.validation[task]),
-            epochs=s.epochs,
-            steps=s.steps * len(parts),
+            steps=min(s.steps * len(parts), s.epochs * epoch),
             penalty=self._penalty if regime.consolidates and task else None,
         )
         self.longest_wait = split.longest_wait(task)

@@ -90,7 +90,7 @@ class TasksConfig:
     out: Path | None = None
     """The directory. Unset: outputs/tasks-<source>. The same command again goes on in it."""
     epochs: int = 5
-    """The most passes over a task's training part; it ends sooner where validation does not improve."""
+    """The most passes over a task's training part."""
     steps: int = 200
     """The most optimizer steps in a task; retrained has so many for every task so far."""
     batch: int = 8

@@ -125,6 +125,7 @@ class EventStream:
         self.poll_seconds = 0.0
         self._clock, self._now = clock, now
         self._limit = min(_AT_FIRST, poll_limit)
+        self._full = False  # whether the last poll could have given more: few records say nothing of many
         self._partitions: dict[str, _Partition] = {}
         self._pending: list[Pending] = []  # sorted
         self._last: tuple[float, str] = (_NEVER, "")  # released
@@ -175,7 +176,7 @@ class EventStream:
         seconds = self._clock() - given_at
         if seconds > _TURN_SECONDS:
             self._limit = max(min(_FEWEST, self.poll_limit), self._limit // 2)
-        elif seconds < _TURN_SECONDS / 4.0:
+        elif self._full and seconds < _TURN_SECONDS / 4.0:
             self._limit = min(2 * self._limit, self.poll_limit)
 
     def _poll(self) -> list[tuple[_Partition, Records]]:
@@ -192,6 +193,7 @@ class EventStream:
                 polled += ((i, records) for records in source.poll(self._limit, wait, held[i]))
             if polled:
                 break
+        self._full = sum(len(records.values) for _, records in polled) >= self._limit
         for i, source in enumerate(self.sources):
             for name in source.partitions:
                 label = self._label(i, name)

@@ -184,12 +184,12 @@ def test_a_model_is_left_at_its_best_validation_and_never_worse_than_before(base
             return event_scores(model, batch, SCORING).log_likelihood.item()
 
     start = validate()
-    found = fit(trainer, lambda: [batch], lambda: min(validate(), start), epochs=4, steps=100)
-    assert (found.epoch, found.epochs, found.steps) == (0, 1, 1)
+    found = fit(trainer, lambda: [batch], lambda: min(validate(), start), steps=3)
+    assert (found.epoch, found.epochs, found.steps) == (0, 3, 3)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
     gentle = Trainer(model, TrainingSettings(step_size=0.01), torch.Generator().manual_seed(0))
-    found = fit(gentle, lambda: [batch], validate, epochs=20, steps=7)
+    found = fit(gentle, lambda: [batch], validate, steps=7)
     assert found.steps == 7
     assert found.validation > start
     assert validate() == pytest.approx(found.validation)
@@ -260,7 +260,7 @@ def shortfall(base, count, epochs):
     for step_size in (1e-2, 2e-3):
         settings = TrainingSettings(step_size=step_size)
         trainer = Trainer(model, settings, torch.Generator().manual_seed(0))
-        fit(trainer, lambda: training, lambda: score(training), epochs=epochs, steps=10**6)
+        fit(trainer, lambda: training, lambda: score(training), steps=epochs * len(training))
     return true_log_likelihood(times)[cut:].mean() - score(held_out)
 
 

@@ -308,3 +308,29 @@ def test_features_stay_with_their_events():
     log = {f"p/{i}": [(float(t + i), "a", "k") for t in range(0, 10, 2)] for i in range(2)}
     events = list(EventStream([WithFeatures(log)], idle_seconds=1e9))
     assert events == [Event(float(t), "a", "k", {"t": float(t)}) for t in range(10)]
+
+
+def test_a_poll_gives_no_more_than_a_slow_reader_takes_in_a_moment():
+    """However long records came one by one, when they come in hundreds each is learned soon after its poll."""
+    clock = 0.0
+    source = ListSource({"p": [(float(i), "a", "x") for i in range(9_000)]}, [(0, 1)] * 1_000 + [(0, 9_000)] * 1_000)
+    stream = EventStream([source], clock=lambda: clock)
+    sizes = []
+    for batch in stream.batches():
+        clock += 0.25e-3 * batch.size
+        sizes.append(batch.size)
+    assert sum(sizes) == 9_000
+    many = sizes[1_000:-1]
+    assert max(many) <= 64
+    assert set(many[5:]) == {8}
+
+
+def test_a_poll_gives_much_to_a_fast_reader():
+    clock = 0.0
+    source = ListSource({"p": [(float(i), "a", "x") for i in range(20_000)]}, [(0, 20_000)])
+    stream = EventStream([source], clock=lambda: clock)
+    sizes = []
+    for batch in stream.batches():
+        clock += 1e-6 * batch.size
+        sizes.append(batch.size)
+    assert 512 <= sorted(sizes)[len(sizes) // 2] <= 3_000
