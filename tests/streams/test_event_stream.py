@@ -311,9 +311,10 @@ def test_features_stay_with_their_events():
 
 
 def test_a_poll_gives_no_more_than_a_slow_reader_takes_in_a_moment():
-    """However long records came one by one, when they come in hundreds each is learned soon after its poll."""
+    """Even if records came one by one for long, when they come in hundreds each is soon learned."""
     clock = 0.0
-    source = ListSource({"p": [(float(i), "a", "x") for i in range(9_000)]}, [(0, 1)] * 1_000 + [(0, 9_000)] * 1_000)
+    polls = [(0, 1)] * 1_000 + [(0, 9_000)] * 1_000
+    source = ListSource({"p": [(float(i), "a", "x") for i in range(9_000)]}, polls)
     stream = EventStream([source], clock=lambda: clock)
     sizes = []
     for batch in stream.batches():
