@@ -33,6 +33,7 @@ __all__ = ["AttNHP", "AttNHPSettings", "EventMemory", "time_embedding"]
 
 _LONGEST_PERIOD = 10_000.0
 _FALL = math.log(math.expm1(0.5))
+_NEVER = 1e30  # a logarithm of time; times any fall, no score is left, and no share but zero
 _GAP_SCALE = 8.0  # times log(1 + gap): the finest of its sines turns once for a factor of two
 
 
@@ -138,9 +139,8 @@ class AttNHP(nn.Module):
         states = self.embedding[torch.where(sequences.mask, sequences.types, 0)].tanh()[None]
         tokens = torch.cat([states, at[..., :-1]], -1)[0]
         retrieved, expected = self._retrieve(tokens, gaps, times - start)
-        length = times.shape[1]
-        later = torch.full((length, length), -math.inf).triu(1)[:, None]
-        since = self._since(times, times[..., None])
+        later = torch.ones(times.shape[1], times.shape[1], dtype=torch.bool).triu(1)
+        since = self._since(times, times[..., None], later[:, None])
 
         weights, keys, values = self._projections(), [], []
         # Heads of a chain go on from the states of the one before; others all start with the events.
@@ -149,12 +149,12 @@ class AttNHP(nn.Module):
             # Event j has seen j + 1 events, itself included.
             prompts = self._prompts(weights[:, heads], retrieved, expected, (slice(None), slice(1, None)))
             for layer, weight in enumerate(weights[:, heads]):
-                hidden = self._fallen(later, since, layer, heads)
                 query, key, value = project(weight, states, at).chunk(3, -1)
                 keys.append(key if layer else project(self._keys_for_times(weight), states, at))
                 values.append(value)
                 if layer < c.layers - 1 or c.chain_heads:  # somebody asks for the states
-                    states = attend(query[..., None, :], key, value, hidden, next(prompts))[..., 0, :]
+                    asked, fall = query[..., None, :], self._fall(layer)[heads]
+                    states = attend(asked, key, value, since, fall, next(prompts))[..., 0, :]
         layers = range(c.layers)
         return EventMemory(
             [torch.cat(keys[layer :: c.layers]) for layer in layers],
@@ -165,19 +165,23 @@ class AttNHP(nn.Module):
             expected,
         )
 
-    def _since(self, events: Tensor, asked: Tensor) -> Tensor | None:
-        """Return log(1 + time since an event / unit), [B, G, S, L], of events [B, L] and times [B, G, S]."""
-        if self.decay is None:
-            return None
-        since = (asked[..., None] - events[:, None, None]).clamp(min=0.0) / self.settings.unit
-        return since.to(torch.get_default_dtype()).log1p_()
+    def _since(self, events: Tensor, asked: Tensor, later: Tensor) -> Tensor:
+        """Return log(1 + time since an event / unit), [B, G, S, L], of events [B, L] and times [B, G, S].
 
-    def _fallen(self, hidden: Tensor, since: Tensor | None, layer: int, heads: slice) -> Tensor:
-        """Add to what hides events how much their scores have fallen in a layer, [H, B, G, S, L]."""
-        if self.decay is None or since is None:
-            return hidden
-        fall = nn.functional.softplus(self.decay[layer, heads])[:, None, None, None, None]
-        return hidden - fall * since
+        later: bool, broadcast to it: events that are not seen. They are as if forgotten long ago.
+        """
+        if self.decay is None:
+            since = torch.zeros(*asked.shape, events.shape[1])
+        else:
+            apart = (asked[..., None] - events[:, None, None]).clamp_(min=0.0).div_(self.settings.unit)
+            since = apart.to(torch.get_default_dtype()).log1p_()
+        return since.masked_fill_(later, _NEVER)
+
+    def _fall(self, layer: int) -> Tensor:
+        """Return by how much scores fall with what `_since` gives, [H]."""
+        if self.decay is None:
+            return torch.ones(self.settings.heads)
+        return nn.functional.softplus(self.decay[layer])
 
     def _keys_for_times(self, weight: Tensor) -> Tensor:
         """Return what makes keys of the first layer for embedded times, float [H, D + Z + 1, Z + 1].
@@ -251,8 +255,7 @@ class AttNHP(nn.Module):
         at = at.expand(c.heads, *at.shape)
         length = int(visible.max()) if visible.numel() else 0  # nobody sees later events
         later = torch.arange(length) >= visible[..., None, None]
-        hidden = torch.zeros(later.shape).masked_fill_(later, -math.inf)
-        since = self._since(memory.times[:, :length], asked)
+        since = self._since(memory.times[:, :length], asked, later)
         weights = self._projections()
         index = torch.arange(len(visible))[:, None], visible
         prompts = self._prompts(weights, memory.retrieved, memory.expected, index, for_times=True)
@@ -265,8 +268,7 @@ class AttNHP(nn.Module):
             else:
                 query, key, value = project(weight, h, at).chunk(3, -1)
             seen = keys[:, :, :length], values[:, :, :length]
-            unseen = self._fallen(hidden, since, layer, slice(None))
-            change = attend(query, *seen, unseen, next(prompts), (key, value)).tanh()
+            change = attend(query, *seen, since, self._fall(layer), next(prompts), (key, value)).tanh()
             h = change if h is None else h + change
         assert h is not None
         return torch.cat(tuple(h), -1).view(*times.shape, -1)
@@ -303,25 +305,21 @@ def attend(
     query: Tensor,
     keys: Tensor,
     values: Tensor,
-    hidden: Tensor,
+    since: Tensor,
+    fall: Tensor,
     prompts: tuple[Tensor, Tensor] | None,
     own: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Return the values that queries attend to, float [H, B, G, S, D], by one softmax over all they see.
 
-    query: [H, B, G, S, width]. keys, values: of events, [H, B, L, ...]. hidden: added to their scores, -inf
-    where an event is not to be seen, broadcast to [H, B, G, S, L]. prompts: keys and values, [H, B, G, P,
-    ...] each. own: the key and value of each query itself, [H, B, G, S, ...] each.
+    query: [H, B, G, S, width]. keys, values: of events, [H, B, L, ...]. fall, [H], times since, [B, G, S, L],
+    is taken off the scores of events. prompts: keys and values, [H, B, G, P, ...] each. own: the key and
+    value of each query itself, [H, B, G, S, ...] each.
     """
     shape = query.shape[:-1]
     to_events = torch.bmm(query.flatten(2, 3).flatten(0, 1), keys.flatten(0, 1).mT)
     to_events = to_events.view(*shape, keys.shape[2])
-    if hidden.requires_grad:
-        to_events = to_events + hidden
-    else:
-        with torch.no_grad():  # What is hidden gets no share, and so no gradient: in place, and not recorded.
-            to_events += hidden
-    scores = [to_events]
+    scores = [to_events.addcmul_(fall[:, None, None, None, None], since, value=-1.0)]
     if prompts is not None:
         to_prompts = torch.bmm(query.flatten(0, 2), prompts[0].flatten(0, 2).mT)
         scores.append(to_prompts.view(*shape, prompts[0].shape[3]))
