@@ -197,7 +197,7 @@ def latency(options: Options, scratch: Path, console: Console) -> None:
             producer = multiprocessing.get_context("spawn").Process(
                 target=produce_steadily, args=(broker.address, options.rate, options.seconds), daemon=True
             )
-            waits = np.zeros(0)
+            found: list[Any] = []
             folder = scratch / "run"
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -205,9 +205,8 @@ def latency(options: Options, scratch: Path, console: Console) -> None:
                 record = run.recorder.record
 
                 def recorded(batch: Any, scores: Any) -> None:
-                    nonlocal waits
                     record(batch, scores)
-                    waits = np.append(waits, time.monotonic() - np.asarray(batch.polled_at))
+                    found.append(time.monotonic() - np.asarray(batch.polled_at))  # noqa: B023
 
                 run.recorder.record = recorded  # type: ignore[method-assign]
                 producer.start()  # noqa: B023
@@ -219,6 +218,7 @@ def latency(options: Options, scratch: Path, console: Console) -> None:
             )  # fmt: skip
             ingest(config, display=NoDisplay, on_start=watch)
             producer.join()
+        waits = np.concatenate(found)
         table.add_row(
             model, f"{len(waits):,}", *(f"{1e3 * np.quantile(waits, q):.2f}" for q in (0.5, 0.99, 1.0))
         )

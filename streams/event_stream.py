@@ -21,10 +21,11 @@ __all__ = ["DUPLICATE", "FUTURE", "LATE", "EventBatch", "EventStream"]
 LATE, FUTURE, DUPLICATE = "late", "in the future", "duplicate position"
 
 _WAIT_SECONDS = 0.05  # for events, before the loop gets a chance to look after itself
-# That a reader may take for what one poll gave it; polls become as small as that needs. An event is learned
-# within this time of its poll, and nobody waits longer for the reader.
-_TURN_SECONDS = 0.003
-_FEWEST, _AT_FIRST = 8, 64  # records a poll
+# That a reader may take for what one poll gave it; polls become as small as that needs. So an event is
+# learned soon after its poll. A reader that is behind gets larger, cheaper polls: there, events wait anyway.
+_TURN_SECONDS, _TURN_SECONDS_BEHIND = 0.001, 0.05
+_BEHIND = 500  # polls one after the other that left something
+_FEWEST, _AT_FIRST = 2, 16  # records a poll
 _NEVER = -math.inf
 
 # time, partition, number in the partition, type, key, features, polled at: in this order they are released
@@ -125,7 +126,7 @@ class EventStream:
         self.poll_seconds = 0.0
         self._clock, self._now = clock, now
         self._limit = min(_AT_FIRST, poll_limit)
-        self._full = False  # whether the last poll could have given more: few records say nothing of many
+        self._full = 0  # polls one after the other, up to the last, that could have given more
         self._partitions: dict[str, _Partition] = {}
         self._pending: list[Pending] = []  # sorted
         self._last: tuple[float, str] = (_NEVER, "")  # released
@@ -174,9 +175,10 @@ class EventStream:
         elif room:
             yield EventBatch(*(None if column is None else column[:room] for column in batch))  # type: ignore[arg-type]
         seconds = self._clock() - given_at
-        if seconds > _TURN_SECONDS:
+        turn = _TURN_SECONDS if self._full < _BEHIND else _TURN_SECONDS_BEHIND
+        if seconds > turn:
             self._limit = max(min(_FEWEST, self.poll_limit), self._limit // 2)
-        elif self._full and seconds < _TURN_SECONDS / 4.0:
+        elif self._full and seconds < turn / 4.0:  # few records say nothing of many
             self._limit = min(2 * self._limit, self.poll_limit)
 
     def _poll(self) -> list[tuple[_Partition, Records]]:
@@ -193,7 +195,8 @@ class EventStream:
                 polled += ((i, records) for records in source.poll(self._limit, wait, held[i]))
             if polled:
                 break
-        self._full = sum(len(records.values) for _, records in polled) >= self._limit
+        full = sum(len(records.values) for _, records in polled) >= self._limit
+        self._full = self._full + 1 if full else 0
         for i, source in enumerate(self.sources):
             for name in source.partitions:
                 label = self._label(i, name)

@@ -310,28 +310,32 @@ def test_features_stay_with_their_events():
     assert events == [Event(float(t), "a", "k", {"t": float(t)}) for t in range(10)]
 
 
+def sizes_of_polls(count, polls, seconds):
+    """Return the sizes of batches for a reader that takes so many seconds an event."""
+    sizes = []
+    source = ListSource({"p": [(float(i), "a", "x") for i in range(count)]}, polls)
+    for batch in EventStream([source], clock=lambda: seconds * sum(sizes)).batches():
+        sizes.append(batch.size)
+    assert sum(sizes) == count
+    return sizes
+
+
 def test_a_poll_gives_no_more_than_a_slow_reader_takes_in_a_moment():
     """Even if records came one by one for long, when they come in hundreds each is soon learned."""
-    clock = 0.0
-    polls = [(0, 1)] * 1_000 + [(0, 9_000)] * 1_000
-    source = ListSource({"p": [(float(i), "a", "x") for i in range(9_000)]}, polls)
-    stream = EventStream([source], clock=lambda: clock)
-    sizes = []
-    for batch in stream.batches():
-        clock += 0.25e-3 * batch.size
-        sizes.append(batch.size)
-    assert sum(sizes) == 9_000
-    many = sizes[1_000:-1]
-    assert max(many) <= 64
-    assert set(many[5:]) == {8}
+    several = [(0, 1)] * 500 + [(0, 1_000)] * 450
+    sizes = sizes_of_polls(3_000, several, 0.3e-3)
+    many = [size for size in sizes if size > 1]
+    assert len(many) >= 900
+    assert max(many) <= 16
+    assert set(many[5:]) == {2}
+
+
+def test_a_slow_reader_that_is_far_behind_gets_more_than_that():
+    sizes = sizes_of_polls(9_000, [(0, 1_000)], 0.3e-3)
+    assert set(sizes[10:495]) == {2}
+    assert set(sizes[510:-1]) == {64}  # 20 ms: twice as many would be learned in less than 50
 
 
 def test_a_poll_gives_much_to_a_fast_reader():
-    clock = 0.0
-    source = ListSource({"p": [(float(i), "a", "x") for i in range(20_000)]}, [(0, 20_000)])
-    stream = EventStream([source], clock=lambda: clock)
-    sizes = []
-    for batch in stream.batches():
-        clock += 1e-6 * batch.size
-        sizes.append(batch.size)
-    assert 512 <= sorted(sizes)[len(sizes) // 2] <= 3_000
+    sizes = sizes_of_polls(20_000, [(0, 20_000)], 1e-6)
+    assert 200 <= sorted(sizes)[len(sizes) // 2] <= 1_000
