@@ -104,7 +104,7 @@ class Floors:
         """Move the weights of the mixtures to what was right of an event; events: how many came before."""
         if self.floor == "none":
             return
-        pace = 1.0 / (200.0 + min(events, 1e4))
+        pace = 1.0 / (200.0 + min(events, 3e2))
         at = int(self.counts._bins(np.array([gap]))[0])
         caused = self.forecast_weights * row["issued"][:, at]
         if caused.sum() > 0.0:

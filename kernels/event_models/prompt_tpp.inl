@@ -200,7 +200,7 @@ struct PromptTPP {
   // Expectation-maximisation for the weights of the floors, an event at a time.
   void mix_floors(const View& v, int64_t type, double gap) {
     if (floor == 0) return;
-    const double pace = 1.0 / (200.0 + std::min(spec.progress[kEvents], 1e4));
+    const double pace = 1.0 / (200.0 + std::min(spec.progress[kEvents], 3e2));
     const int64_t at = counts.bin_of(gap);
     double caused[3], sum = 0.0;
     for (int64_t c = 0; c < 3; ++c) sum += caused[c] = forecast_weights[c] * double(v.issued[c * spec.bins + at]);

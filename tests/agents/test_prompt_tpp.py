@@ -431,9 +431,9 @@ def poisson_events(count, rates, seed, start=1.5e9, keys=1):
 
 
 @needs_native
-@pytest.mark.parametrize(("floor", "regained_after"), [("hawkes", 2_000), ("both", 4_000)])
-def test_a_poisson_stream_is_learned_to_its_entropy_and_a_doubled_rate_regained(floor, regained_after):
-    """Within 0.02 nats; histograms that look back over 100,000 events make the change take longer."""
+@pytest.mark.parametrize("floor", ["hawkes", "both"])
+def test_a_poisson_stream_is_learned_to_its_entropy_and_a_doubled_rate_regained(floor):
+    """Within 0.02 nats, and within 2,000 events, though counts looks back over 100,000."""
     rates = np.array([0.02, 0.05, 0.03])
     model = PromptTPP(PromptTPPConfig(floor=floor))
     *events, truth = poisson_events(30_000, rates, seed=0)
@@ -441,7 +441,7 @@ def test_a_poisson_stream_is_learned_to_its_entropy_and_a_doubled_rate_regained(
     assert -0.01 < regret[2] < 0.02
     *events, truth = poisson_events(8_000, 2.0 * rates, seed=1, start=events[0][-1])
     regret = windows(model.learn_many(*events), truth)
-    assert -0.01 < np.mean(regret[regained_after // 2_000 :]) < 0.02
+    assert -0.01 < np.mean(regret[1:]) < 0.02
 
 
 TAOBAO = Path(__file__).parents[3] / "shared" / "data" / "taobao" / "events.csv.gz"
