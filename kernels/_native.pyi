@@ -3,6 +3,44 @@ from typing import Any
 def version() -> str: ...
 def instruction_set() -> str: ...
 def compiler() -> str: ...
+def chunk_scan(
+    select: Any,
+    summaries: Any,
+    scales: Any,
+    visible: Any,
+    k: int,
+    chunks: Any,
+    logits: Any,
+    instruction_set: str,
+) -> None: ...
+def chunk_scan_back(
+    gradient: Any, chunks: Any, summaries: Any, scales: Any, out: Any, instruction_set: str
+) -> None: ...
+def chunk_attend(
+    ask: Any,
+    logits: Any,
+    chunks: Any,
+    contents: Any,
+    positions: Any,
+    steps: Any,
+    joint: bool,
+    pooled: Any,
+    shares: Any,
+    instruction_set: str,
+) -> None: ...
+def chunk_attend_back(
+    gradient: Any,
+    shares: Any,
+    logits: Any,
+    chunks: Any,
+    contents: Any,
+    positions: Any,
+    steps: Any,
+    joint: bool,
+    of_ask: Any,
+    of_logits: Any,
+    instruction_set: str,
+) -> None: ...
 
 class StreamStep:
     def __init__(self, spec: dict[str, Any], instruction_set: str) -> None: ...

@@ -8,6 +8,7 @@
 
 #include <string>
 
+#include "chunk_attention/native.h"
 #include "event_models/native.h"
 #include "stream_step/native.h"
 
@@ -53,6 +54,7 @@ NB_MODULE(_native, module) {
   module.def("instruction_set", &instruction_set,
              "The widest instruction set usable here: 'avx512', 'avx2', 'neon' or 'baseline'.");
   module.def("compiler", &compiler, "The compiler that built this extension.");
+  bind_chunk_attention(module);
   bind_event_models(module);
   bind_stream_step(module);
 }

@@ -1,0 +1,295 @@
+// Looking chunks up, for each instruction set again. Nothing here includes a header; reference.py is the definition.
+
+constexpr int64_t kLanes = 16;   // queries that go through the scan side by side
+constexpr int64_t kFew = 4;      // queries that go through it one by one
+constexpr int64_t kBlock = 128;  // summaries that stay in the cache for all queries
+#if defined(__AVX512F__)
+constexpr int64_t kRows = 8;  // summaries at a time, so that the chains of additions fill the pipeline
+#else
+constexpr int64_t kRows = 4;
+#endif
+
+template <class T>
+static inline T as(T x) { return x; }
+template <class T>
+static inline T as(uint16_t x) {  // bfloat16 is the upper half of a float32
+  return T(__builtin_bit_cast(float, uint32_t(x) << 16));
+}
+template <class T>
+static inline T as(int8_t x) { return T(x); }
+template <class T, class S>
+static inline T value(S x) {
+  if constexpr (sizeof(S) == sizeof(T)) return x;
+  else return as<T>(x);
+}
+
+template <class T, class S>
+static inline T product(const T* a, const S* b, int64_t n) {
+  T lanes[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes)
+    for (int64_t j = 0; j < kLanes; ++j) lanes[j] += a[i + j] * value<T, S>(b[i + j]);
+  T total = 0;
+  for (int64_t j = 0; j < kLanes; ++j) total += lanes[j];
+  for (; i < n; ++i) total += a[i] * value<T, S>(b[i]);
+  return total;
+}
+
+template <class T, class S>
+static inline void add(T* out, T scale, const S* x, int64_t n) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) out[i] += scale * value<T, S>(x[i]);
+}
+
+// The products of some summaries with 16 queries side by side, [D, lanes]; true if any is above the least that its
+// query looks for. Sums stay in registers. scales: of these summaries, or null.
+template <int64_t rows, class T, class S>
+static inline bool multiply(T (*sums)[kLanes], const S* x, const float* scales, const T* queries, const T* least, int64_t D) {
+  typedef T Lanes __attribute__((vector_size(kLanes * sizeof(T)), aligned(alignof(T)), may_alias));
+  Lanes total[rows] = {};
+  for (int64_t d = 0; d < D; ++d) {
+    const Lanes query = *reinterpret_cast<const Lanes*>(queries + d * kLanes);
+#pragma GCC unroll 8
+    for (int64_t r = 0; r < rows; ++r) total[r] += value<T, S>(x[r * D + d]) * query;
+  }
+  const Lanes limit = *reinterpret_cast<const Lanes*>(least);
+  auto above = limit > limit;
+#pragma GCC unroll 8
+  for (int64_t r = 0; r < rows; ++r) {
+    if (scales != nullptr) total[r] *= T(scales[r]);
+    above |= total[r] > limit;
+    *reinterpret_cast<Lanes*>(sums[r]) = total[r];
+  }
+  bool any = false;
+  for (int64_t j = 0; j < kLanes; ++j) any |= above[j] != 0;
+  return any;
+}
+
+// The best so far of one query, best first; of equal ones the first found is kept, and stands first.
+template <class T>
+struct Best {
+  T* scores;
+  int64_t* chunks;
+  int64_t k, size;
+
+  T least() const { return size < k ? -T(__builtin_inf()) : scores[k - 1]; }
+  void offer(T score, int64_t chunk) {
+    int64_t at = size < k ? size++ : k - 1;
+    for (; at > 0 && scores[at - 1] < score; --at) scores[at] = scores[at - 1], chunks[at] = chunks[at - 1];
+    scores[at] = score, chunks[at] = chunk;
+  }
+};
+
+template <class T, class S>
+static void scan_as(const ScanTask& task, T* logits, int64_t* chunks, T* scratch) {
+  const int64_t D = task.width, M = task.count, Q = task.queries, K = task.k;
+  const S* summaries = static_cast<const S*>(task.summaries);
+  const T* select = static_cast<const T*>(task.select);
+  const int64_t groups = Q <= kFew ? 0 : (Q + kLanes - 1) / kLanes;
+  T* turned = scratch;                             // [groups, D, lanes]: queries side by side
+  T* least = turned + groups * D * kLanes;         // [queries, padded]: what a chunk must exceed
+  for (int64_t g = 0; g < groups; ++g)
+    for (int64_t d = 0; d < D; ++d)
+      for (int64_t j = 0; j < kLanes; ++j) {
+        const int64_t q = g * kLanes + j;
+        turned[(g * D + d) * kLanes + j] = q < Q ? select[q * D + d] : T(0);
+      }
+  for (int64_t q = 0; q < (groups ? groups * kLanes : Q); ++q)
+    least[q] = q < Q ? -T(__builtin_inf()) : T(__builtin_inf());
+  for (int64_t i = 0; i < Q * K; ++i) logits[i] = -T(__builtin_inf()), chunks[i] = -1;
+  int64_t* sizes = task.sizes;
+  for (int64_t q = 0; q < Q; ++q) sizes[q] = 0;
+  if (K == 0) return;
+
+  auto offer = [&](int64_t q, int64_t chunk, T score) {
+    if (task.visible != nullptr && !task.visible[q * task.visible_stride + chunk]) return;
+    Best<T> best{logits + q * K, chunks + q * K, K, sizes[q]};
+    best.offer(score, chunk);
+    sizes[q] = best.size, least[q] = best.least();
+  };
+  for (int64_t start = 0; start < M; start += kBlock) {
+    const int64_t end = start + kBlock < M ? start + kBlock : M;
+    if (groups == 0)
+      for (int64_t q = 0; q < Q; ++q)
+        for (int64_t i = start; i < end; ++i) {
+          T score = product<T, S>(select + q * D, summaries + i * D, D);
+          if (task.scales != nullptr) score *= T(task.scales[i]);
+          if (score > least[q]) offer(q, i, score);
+        }
+    for (int64_t g = 0; g < groups; ++g) {
+      const T* queries = turned + g * D * kLanes;
+      int64_t i = start;
+      for (; i < end; i += kRows) {
+        T sums[kRows][kLanes];
+        const int64_t rows = end - i < kRows ? end - i : kRows;
+        const float* scales = task.scales == nullptr ? nullptr : task.scales + i;
+        bool above = false;
+        if (rows == kRows) {
+          above = multiply<kRows, T, S>(sums, summaries + i * D, scales, queries, least + g * kLanes, D);
+        } else {
+          for (int64_t r = 0; r < rows; ++r)
+            above |= multiply<1, T, S>(sums + r, summaries + (i + r) * D, scales ? scales + r : nullptr, queries,
+                                       least + g * kLanes, D);
+        }
+        if (!above) continue;
+        for (int64_t r = 0; r < rows; ++r)
+          for (int64_t j = 0; j < kLanes; ++j)
+            if (sums[r][j] > least[g * kLanes + j]) offer(g * kLanes + j, i + r, sums[r][j]);
+      }
+    }
+  }
+}
+
+template <class T>
+static void scan_of(const ScanTask& task, T* logits, int64_t* chunks, T* scratch) {
+  switch (task.storage) {
+    case Storage::same: return scan_as<T, T>(task, logits, chunks, scratch);
+    case Storage::bfloat16: return scan_as<T, uint16_t>(task, logits, chunks, scratch);
+    case Storage::int8: return scan_as<T, int8_t>(task, logits, chunks, scratch);
+  }
+}
+
+// Σ_j g_j κ_j of the chunks that were found.
+template <class T>
+static void scan_back_of(const ScanTask& task, const T* gradient, const int64_t* chunks, T* out) {
+  const int64_t D = task.width;
+  for (int64_t q = 0; q < task.queries; ++q)
+    for (int64_t j = 0; j < task.k; ++j) {
+      const int64_t chunk = chunks[q * task.k + j];
+      if (chunk < 0) continue;
+      T scale = gradient[q * task.k + j];
+      if (task.scales != nullptr) scale *= T(task.scales[chunk]);
+      if (task.storage == Storage::same) add(out + q * D, scale, static_cast<const T*>(task.summaries) + chunk * D, D);
+      else if (task.storage == Storage::bfloat16)
+        add(out + q * D, scale, static_cast<const uint16_t*>(task.summaries) + chunk * D, D);
+      else add(out + q * D, scale, static_cast<const int8_t*>(task.summaries) + chunk * D, D);
+    }
+}
+
+// weights[k] = softmax of logits, 0 where there is no chunk.
+template <class T>
+static void weigh(const T* logits, const int64_t* chunks, int64_t k, T* weights) {
+  T most = -T(__builtin_inf()), sum = 0;
+  for (int64_t j = 0; j < k; ++j)
+    if (chunks[j] >= 0 && logits[j] > most) most = logits[j];
+  for (int64_t j = 0; j < k; ++j) {
+    weights[j] = chunks[j] >= 0 ? T(__builtin_exp(double(logits[j] - most))) : T(0);
+    sum += weights[j];
+  }
+  if (sum > 0)
+    for (int64_t j = 0; j < k; ++j) weights[j] /= sum;
+}
+
+// Turn the scores of the steps of some chunks, [chunks, C], into one softmax.
+template <class T>
+static void normalize(T* scores, const int64_t* real, int64_t chunks, int64_t C) {
+  T most = -T(__builtin_inf()), sum = 0;
+  for (int64_t j = 0; j < chunks; ++j)
+    for (int64_t c = 0; c < real[j]; ++c)
+      if (scores[j * C + c] > most) most = scores[j * C + c];
+  for (int64_t j = 0; j < chunks; ++j)
+    for (int64_t c = 0; c < real[j]; ++c)
+      sum += scores[j * C + c] = T(__builtin_exp(double(scores[j * C + c] - most)));
+  for (int64_t j = 0; j < chunks; ++j)
+    for (int64_t c = 0; c < real[j]; ++c) scores[j * C + c] /= sum;
+}
+
+// shares [H, K, C] is kept for the way back.
+template <class T>
+static void attend_of(const AttendTask& task, int64_t q, T* pooled, T* shares, T* scratch) {
+  const int64_t H = task.heads, K = task.k, C = task.length, D = task.width;
+  const T* ask = static_cast<const T*>(task.ask) + q * H * D;
+  const T* logits = static_cast<const T*>(task.logits) + q * K;
+  const T* contents = static_cast<const T*>(task.contents);
+  const T* positions = static_cast<const T*>(task.positions);
+  const int64_t* chunks = task.chunks + q * K;
+  int64_t* real = task.sizes;  // [K]
+  T* weights = scratch;        // [K]
+  T* of_position = weights + K;  // [C]
+  for (int64_t j = 0; j < K; ++j) real[j] = chunks[j] < 0 ? 0 : (task.steps != nullptr ? task.steps[chunks[j]] : C);
+  weigh(logits, chunks, K, weights);
+  for (int64_t h = 0; h < H; ++h) {
+    const T* u = ask + h * D;
+    T* a = shares + h * K * C;
+    T* out = pooled + h * D;
+    for (int64_t i = 0; i < K * C; ++i) a[i] = T(0);
+    if (positions != nullptr)
+      for (int64_t c = 0; c < C; ++c) of_position[c] = product<T, T>(u, positions + c * D, D);
+    for (int64_t j = 0; j < K; ++j)
+      for (int64_t c = 0; c < real[j]; ++c) {
+        a[j * C + c] = product<T, T>(u, contents + (chunks[j] * C + c) * D, D);
+        if (positions != nullptr) a[j * C + c] += of_position[C - real[j] + c];
+      }
+    if (task.joint) {
+      normalize(a, real, K, C);
+    } else {
+      for (int64_t j = 0; j < K; ++j) {
+        normalize(a + j * C, real + j, 1, C);
+        for (int64_t c = 0; c < real[j]; ++c) a[j * C + c] *= weights[j];
+      }
+    }
+    for (int64_t d = 0; d < D; ++d) out[d] = T(0);
+    for (int64_t j = 0; j < K; ++j)
+      for (int64_t c = 0; c < real[j]; ++c) {
+        add<T, T>(out, a[j * C + c], contents + (chunks[j] * C + c) * D, D);
+        if (positions != nullptr) add<T, T>(out, a[j * C + c], positions + (C - real[j] + c) * D, D);
+      }
+  }
+}
+
+template <class T>
+static void attend_back_of(const AttendTask& task, int64_t q, const T* gradient, const T* shares, T* of_ask, T* of_logits,
+                           T* scratch) {
+  const int64_t H = task.heads, K = task.k, C = task.length, D = task.width;
+  const T* logits = static_cast<const T*>(task.logits) + q * K;
+  const T* contents = static_cast<const T*>(task.contents);
+  const T* positions = static_cast<const T*>(task.positions);
+  const int64_t* chunks = task.chunks + q * K;
+  T* weights = scratch;            // [K]
+  T* of_position = weights + K;    // [C]
+  T* products = of_position + C;   // [K, C]: of the gradient with a step
+  T* means = products + K * C;     // [K]: of the products inside a chunk
+  T* of_weights = means + K;       // [K]
+  weigh(logits, chunks, K, weights);
+  for (int64_t j = 0; j < K; ++j) of_weights[j] = T(0);
+  for (int64_t h = 0; h < H; ++h) {
+    const T* g = gradient + h * D;
+    const T* a = shares + h * K * C;
+    T* out = of_ask + h * D;
+    for (int64_t d = 0; d < D; ++d) out[d] = T(0);
+    if (positions != nullptr)
+      for (int64_t c = 0; c < C; ++c) of_position[c] = product<T, T>(g, positions + c * D, D);
+    T all = 0;
+    for (int64_t j = 0; j < K; ++j) {
+      means[j] = T(0);
+      if (chunks[j] < 0) continue;
+      const int64_t real = task.steps != nullptr ? task.steps[chunks[j]] : C;
+      for (int64_t c = 0; c < real; ++c) {
+        T& e = products[j * C + c];
+        e = product<T, T>(g, contents + (chunks[j] * C + c) * D, D);
+        if (positions != nullptr) e += of_position[C - real + c];
+        means[j] += a[j * C + c] * e;
+      }
+      all += means[j];
+      means[j] = weights[j] > T(0) ? means[j] / weights[j] : T(0);
+      of_weights[j] += means[j];
+    }
+    for (int64_t j = 0; j < K; ++j) {
+      if (chunks[j] < 0) continue;
+      const int64_t real = task.steps != nullptr ? task.steps[chunks[j]] : C;
+      for (int64_t c = 0; c < real; ++c) {
+        const T of_score = a[j * C + c] * (products[j * C + c] - (task.joint ? all : means[j]));
+        add<T, T>(out, of_score, contents + (chunks[j] * C + c) * D, D);
+        if (positions != nullptr) add<T, T>(out, of_score, positions + (C - real + c) * D, D);
+      }
+    }
+  }
+  T mean = 0;
+  for (int64_t j = 0; j < K; ++j) mean += weights[j] * of_weights[j];
+  for (int64_t j = 0; j < K; ++j) of_logits[j] = task.joint ? T(0) : weights[j] * (of_weights[j] - mean);
+}
+
+template <class T>
+static Functions<T> functions() {
+  return {scan_of<T>, scan_back_of<T>, attend_of<T>, attend_back_of<T>};
+}

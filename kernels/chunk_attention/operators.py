@@ -1,0 +1,161 @@
+"""The lookup of chunks as operators of torch: `streamwise::chunk_scan` and `streamwise::chunk_attend`.
+
+Each has a way back of its own, and a fake that knows shapes, so that autograd and `torch.compile` work. On
+the CPU they are the extension's; where that is not built they are not called.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from streamwise.kernels import native_info
+
+__all__: list[str] = []
+
+for _name, _signature in {
+    "chunk_scan": "(Tensor select, Tensor summaries, Tensor? scales, Tensor? visible, int k) "
+    "-> (Tensor, Tensor)",
+    "chunk_scan_back": "(Tensor gradient, Tensor chunks, Tensor summaries, Tensor? scales) -> Tensor",
+    "chunk_attend": "(Tensor ask, Tensor logits, Tensor chunks, Tensor contents, Tensor? positions, "
+    "Tensor? steps, bool joint) -> (Tensor, Tensor)",
+    "chunk_attend_back": "(Tensor gradient, Tensor shares, Tensor logits, Tensor chunks, Tensor contents, "
+    "Tensor? positions, Tensor? steps, bool joint) -> (Tensor, Tensor)",
+}.items():
+    torch.library.define(f"streamwise::{_name}", _signature)
+
+
+def _native() -> tuple[Any, str]:
+    from streamwise.kernels import _native
+
+    info = native_info()
+    assert info is not None
+    return _native, info.instruction_set
+
+
+def _plain(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach().contiguous()
+
+
+def _bits(tensor: Tensor | None) -> Tensor | None:
+    """As the extension takes it, which has no type for bfloat16 and bool."""
+    whole = _plain(tensor)
+    if whole is None or whole.dtype not in (torch.bfloat16, torch.bool):
+        return whole
+    return whole.view(torch.uint16 if whole.dtype == torch.bfloat16 else torch.uint8)
+
+
+# The scan.
+
+
+@torch.library.register_fake("streamwise::chunk_scan")
+def _new_scan(
+    select: Tensor, summaries: Tensor, scales: Tensor | None, visible: Tensor | None, k: int
+) -> tuple[Tensor, Tensor]:
+    shape = (*select.shape[:2], min(k, summaries.shape[1]))
+    return select.new_empty(shape), select.new_empty(shape, dtype=torch.int64)
+
+
+@torch.library.impl("streamwise::chunk_scan", "cpu")
+def _scan(
+    select: Tensor, summaries: Tensor, scales: Tensor | None, visible: Tensor | None, k: int
+) -> tuple[Tensor, Tensor]:
+    native, instruction_set = _native()
+    logits, chunks = _new_scan(select, summaries, scales, visible, k)
+    native.chunk_scan(
+        _plain(select), _bits(summaries), _plain(scales), _bits(visible), k, chunks, logits, instruction_set
+    )
+    return logits, chunks
+
+
+@torch.library.register_fake("streamwise::chunk_scan_back")
+def _new_scan_back(gradient: Tensor, chunks: Tensor, summaries: Tensor, scales: Tensor | None) -> Tensor:
+    return gradient.new_empty(*gradient.shape[:2], summaries.shape[2])
+
+
+@torch.library.impl("streamwise::chunk_scan_back", "cpu")
+def _scan_back(gradient: Tensor, chunks: Tensor, summaries: Tensor, scales: Tensor | None) -> Tensor:
+    native, instruction_set = _native()
+    out = _new_scan_back(gradient, chunks, summaries, scales)
+    native.chunk_scan_back(
+        _plain(gradient), _plain(chunks), _bits(summaries), _plain(scales), out, instruction_set
+    )
+    return out
+
+
+def _keep_scan(ctx: Any, inputs: Any, output: Any) -> None:
+    _, summaries, scales, _, _ = inputs
+    ctx.save_for_backward(output[1], summaries, scales)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _scan_gradient(ctx: Any, gradient: Tensor, _chunks: Any) -> tuple[Tensor | None, ...]:
+    of_select = torch.ops.streamwise.chunk_scan_back(gradient, *ctx.saved_tensors)
+    return of_select, None, None, None, None
+
+
+torch.library.register_autograd("streamwise::chunk_scan", _scan_gradient, setup_context=_keep_scan)
+
+
+# Attention.
+
+
+@torch.library.register_fake("streamwise::chunk_attend")
+def _new_attend(
+    ask: Tensor, logits: Tensor, chunks: Tensor, contents: Tensor, positions: Tensor | None,
+    steps: Tensor | None, joint: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    shares = ask.new_empty(*ask.shape[:3], chunks.shape[2], contents.shape[2])
+    return ask.new_empty(ask.shape), shares
+
+
+@torch.library.impl("streamwise::chunk_attend", "cpu")
+def _attend(
+    ask: Tensor, logits: Tensor, chunks: Tensor, contents: Tensor, positions: Tensor | None,
+    steps: Tensor | None, joint: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    native, instruction_set = _native()
+    read, shares = _new_attend(ask, logits, chunks, contents, positions, steps, joint)
+    native.chunk_attend(
+        _plain(ask), _plain(logits), _plain(chunks), _plain(contents), _plain(positions), _plain(steps),
+        joint, read, shares, instruction_set,
+    )  # fmt: skip
+    return read, shares
+
+
+@torch.library.register_fake("streamwise::chunk_attend_back")
+def _new_attend_back(
+    gradient: Tensor, shares: Tensor, logits: Tensor, chunks: Tensor, contents: Tensor,
+    positions: Tensor | None, steps: Tensor | None, joint: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return gradient.new_empty(gradient.shape), logits.new_empty(logits.shape)
+
+
+@torch.library.impl("streamwise::chunk_attend_back", "cpu")
+def _attend_back(
+    gradient: Tensor, shares: Tensor, logits: Tensor, chunks: Tensor, contents: Tensor,
+    positions: Tensor | None, steps: Tensor | None, joint: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    native, instruction_set = _native()
+    of_ask, of_logits = _new_attend_back(gradient, shares, logits, chunks, contents, positions, steps, joint)
+    native.chunk_attend_back(
+        _plain(gradient), _plain(shares), _plain(logits), _plain(chunks), _plain(contents), _plain(positions),
+        _plain(steps), joint, of_ask, of_logits, instruction_set,
+    )  # fmt: skip
+    return of_ask, of_logits
+
+
+def _keep_attend(ctx: Any, inputs: Any, output: Any) -> None:
+    _, logits, chunks, contents, positions, steps, ctx.joint = inputs
+    ctx.save_for_backward(output[1], logits, chunks, contents, positions, steps)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _attend_gradient(ctx: Any, gradient: Tensor, _shares: Any) -> tuple[Tensor | None, ...]:
+    of_ask, of_logits = torch.ops.streamwise.chunk_attend_back(gradient, *ctx.saved_tensors, ctx.joint)
+    return of_ask, of_logits, None, None, None, None, None
+
+
+torch.library.register_autograd("streamwise::chunk_attend", _attend_gradient, setup_context=_keep_attend)
