@@ -19,7 +19,7 @@ from torch import Tensor
 from streamwise.kernels import native_info
 from streamwise.kernels.chunk_attention import reference
 
-__all__ = ["Lookup", "attend", "lookup", "quantize", "scan"]
+__all__ = ["Implementation", "Lookup", "attend", "lookup", "quantize", "scan"]
 
 Implementation = Literal["auto", "reference"]
 

@@ -1,0 +1,185 @@
+"""Hierarchical chunk attention: reading, against the published formulas and dense attention."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from streamwise.kernels import native_info
+from streamwise.memory.hcam import ChunkAttention, Chunks, position_table
+
+IMPLEMENTATIONS = pytest.mark.parametrize(
+    "implementation",
+    [
+        "reference",
+        pytest.param(
+            "auto",
+            marks=pytest.mark.skipif(native_info() is None, reason="the native kernels are not built"),
+            id="native",
+        ),
+    ],
+)
+QUERY, WIDTH, FEATURES, HEADS, LENGTH = 10, 12, 18, 3, 5
+
+
+def make(**settings):
+    settings = {"features": FEATURES, "heads": HEADS, "length": LENGTH, "k": 4, **settings}
+    made = ChunkAttention(QUERY, WIDTH, generator=torch.Generator().manual_seed(0), **settings).double()
+    for name in ("query_bias", "value_bias", "output_bias"):
+        nn.init.normal_(getattr(made, name), generator=torch.Generator().manual_seed(1))
+    return made
+
+
+def some(seed=0, queries=9, chunks=7, length=LENGTH, masked=True):
+    generator = torch.Generator().manual_seed(seed)
+    x, summaries, contents = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64)
+        for shape in ((2, queries, QUERY), (2, chunks, WIDTH), (2, chunks, length, WIDTH))
+    )
+    visible = torch.rand(2, queries, chunks, generator=generator) < 0.7 if masked else None
+    steps = torch.randint(1, length + 1, (2, chunks), generator=generator) if masked else None
+    return x, Chunks(summaries, contents, visible, steps)
+
+
+def as_published(module, x, chunks):
+    """The formulas with everything that is stored projected, a query and a chunk at a time."""
+    scale = math.sqrt(FEATURES)
+    rows = []
+    for b in range(len(x)):
+        for q in range(x.shape[1]):
+            logits = (chunks.summaries[b] @ module.select_key) @ (x[b, q] @ module.select_query) / scale
+            seen = [i for i in range(len(logits)) if chunks.visible is None or chunks.visible[b, q, i]]
+            best = sorted(seen, key=lambda i: (-logits[i].item(), i))[: module.k]
+            out = torch.zeros(FEATURES, dtype=torch.float64)
+            if best:
+                weights = torch.stack([logits[i] for i in best]).softmax(0)
+                query = (x[b, q] @ module.query + module.query_bias).view(HEADS, -1)
+                for weight, i in zip(weights, best, strict=True):
+                    count = chunks.contents.shape[2] if chunks.steps is None else int(chunks.steps[b, i])
+                    stored = chunks.contents[b, i, :count]
+                    if module.positions is not None:
+                        stored = stored + module.positions[-count:]
+                    key = (stored @ module.key + 0.3).view(count, HEADS, -1)  # a bias that cannot matter
+                    value = (stored @ module.value + module.value_bias).view(count, HEADS, -1)
+                    scores = torch.einsum("hf,chf->hc", query, key) / math.sqrt(FEATURES // HEADS)
+                    read = torch.einsum("hc,chf->hf", scores.softmax(1), value).flatten()
+                    out = out + weight * (read @ module.output + module.output_bias)
+            rows.append(out)
+    return torch.stack(rows).view(len(x), x.shape[1], FEATURES)
+
+
+@IMPLEMENTATIONS
+@pytest.mark.parametrize("positions", [True, False])
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("queries", [1, 9])
+def test_it_reads_what_the_published_formulas_say_and_learns_by_their_gradients(
+    implementation, positions, masked, queries
+):
+    module = make(implementation=implementation, positions=positions)
+    found, gradients = [], []
+    for formula in (module, lambda *arguments: as_published(module, *arguments)):
+        x, chunks = some(queries=queries, masked=masked)
+        x.requires_grad_()
+        read = formula(x, chunks)
+        assert read.shape == (2, queries, FEATURES)
+        found.append(read)
+        read.square().sum().backward()
+        gradients.append({name: p.grad.clone() for name, p in module.named_parameters()} | {"x": x.grad})
+        module.zero_grad()
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
+    for name, gradient in gradients[0].items():
+        assert gradient.abs().sum() > 0.0, name
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-10, atol=1e-11, msg=name)
+
+
+@IMPLEMENTATIONS
+def test_with_every_chunk_and_one_softmax_it_is_the_attention_of_torch(implementation):
+    module = make(k=7, joint=True, implementation=implementation)
+    x, chunks = some(masked=False)
+    dense = nn.MultiheadAttention(
+        FEATURES, HEADS, kdim=WIDTH, vdim=WIDTH, batch_first=True, dtype=torch.float64
+    )
+    with torch.no_grad():
+        # Its queries are as wide as its features, so it gets them projected.
+        dense.q_proj_weight.copy_(torch.eye(FEATURES))
+        dense.k_proj_weight.copy_(module.key.T)
+        dense.v_proj_weight.copy_(module.value.T)
+        dense.in_proj_bias.zero_()
+        dense.in_proj_bias[2 * FEATURES :] = module.value_bias
+        dense.out_proj.weight.copy_(module.output.T)
+        dense.out_proj.bias.copy_(module.output_bias)
+        flat = (chunks.contents + module.positions).flatten(1, 2)
+        expected, _ = dense(x @ module.query + module.query_bias, flat, flat)
+        torch.testing.assert_close(module(x, chunks), expected, rtol=1e-12, atol=1e-12)
+        weighed = make(k=7, implementation=implementation)(x, chunks)
+    assert (weighed - expected).abs().max() > 1e-3
+
+
+@IMPLEMENTATIONS
+def test_chunks_of_one_step_are_values_weighed_by_their_summaries(implementation):
+    module = make(k=7, length=1, positions=False, implementation=implementation)
+    x, chunks = some(length=1, masked=False)
+    logits = x @ module.select_query @ (chunks.summaries @ module.select_key).mT / math.sqrt(FEATURES)
+    values = chunks.contents[:, :, 0] @ module.value + module.value_bias
+    expected = logits.softmax(-1) @ values @ module.output + module.output_bias
+    torch.testing.assert_close(module(x, chunks), expected, rtol=1e-12, atol=1e-12)
+
+
+@IMPLEMENTATIONS
+def test_a_single_chunk_has_the_whole_weight(implementation):
+    module = make(implementation=implementation)
+    x, chunks = some(chunks=1, masked=False)
+    other = chunks._replace(summaries=chunks.summaries + 100.0)
+    assert torch.equal(module(x, chunks), module(x, other))
+
+
+@IMPLEMENTATIONS
+def test_a_query_that_may_see_nothing_reads_nothing(implementation):
+    module = make(implementation=implementation)
+    x, chunks = some()
+    chunks.visible[0, 4] = False
+    read = module(x, chunks)
+    assert (read[0, 4] == 0.0).all()
+    assert (read[0, 5] != 0.0).all()
+    empty = Chunks(chunks.summaries[:, :0], chunks.contents[:, :0])
+    assert (module(x, empty) == 0.0).all()
+
+
+@IMPLEMENTATIONS
+def test_what_is_hidden_changes_not_one_bit(implementation):
+    module = make(implementation=implementation)
+    x, chunks = some()
+    before = module(x, chunks)
+    hidden = ~chunks.visible[:, 2]
+    changed = chunks._replace(summaries=chunks.summaries.clone(), contents=chunks.contents.clone())
+    changed.summaries[hidden] = 7.0
+    changed.contents[hidden] = -5.0
+    after = module(x, changed)
+    assert torch.equal(before[:, 2], after[:, 2])
+    assert not torch.equal(before, after)
+
+
+def test_positions_tell_how_far_the_end_of_a_chunk_is():
+    table = position_table(6, 8)
+    assert table.shape == (6, 8)
+    assert table[-1].tolist() == [0.0] * 4 + [1.0] * 4
+    torch.testing.assert_close(table[-3, [0, 4]], torch.tensor([math.sin(2.0), math.cos(2.0)]))
+    torch.testing.assert_close(table[0, [3, 7]], torch.tensor([math.sin(5e-3), math.cos(5e-3)]))
+
+
+def test_weights_begin_with_the_published_variance():
+    module = ChunkAttention(200, 200, features=300, heads=3, generator=torch.Generator().manual_seed(0))
+    for name in ("select_query", "select_key", "query", "key", "value"):
+        weights = getattr(module, name).detach()
+        assert weights.std() == pytest.approx(math.sqrt(2.0 / 200.0), rel=0.01)
+        assert weights.abs().max() <= 2.0 * math.sqrt(2.0 / 200.0) / 0.8796
+
+
+def test_settings_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="multiple of heads"):
+        ChunkAttention(4, 4, features=10, heads=3)
+    with pytest.raises(ValueError, match="must be even"):
+        ChunkAttention(4, 5)
