@@ -11,7 +11,7 @@ differ where two chunks are about equally good.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -75,8 +75,9 @@ def scan(
     _check_widths(select, summaries)
     if (summaries.dtype == torch.int8) != (scales is not None):
         raise ValueError("int8 summaries need scales, and no others have any.")
-    if _by_operators(select, implementation):
-        logits, chunks = torch.ops.streamwise.chunk_scan(select, summaries, scales, visible, k)
+    if (operators := _operators(select, implementation)) is not None:
+        call = torch.ops.streamwise.chunk_scan if _recorded(select) else operators.scan
+        logits, chunks = call(select, summaries, scales, visible, k)
         return chunks, logits
     plain = summaries.to(select.dtype)
     if scales is not None:
@@ -105,11 +106,10 @@ def attend(
     """
     if ask.shape[-1] != contents.shape[-1]:
         raise ValueError(f"ask is {ask.shape[-1]} wide, and contents are {contents.shape[-1]}.")
-    if _by_operators(ask, implementation):
-        found: tuple[Tensor, Tensor] = torch.ops.streamwise.chunk_attend(
-            ask, logits, chunks, contents, positions, steps, joint
-        )
-        return found[0]
+    if (operators := _operators(ask, implementation)) is not None:
+        call = torch.ops.streamwise.chunk_attend if _recorded(ask, logits) else operators.attend
+        read: Tensor = call(ask, logits, chunks, contents, positions, steps, joint)[0]
+        return read
     return reference.attend(ask, logits, chunks, contents, positions, steps, joint=joint)
 
 
@@ -127,12 +127,19 @@ def _check_widths(select: Tensor, summaries: Tensor) -> None:
         )
 
 
-def _by_operators(query: Tensor, implementation: Implementation) -> bool:
-    """Whether there is a kernel for this query, and it is wanted."""
+def _operators(query: Tensor, implementation: Implementation) -> Any:
+    """Return the module of the kernel's operators, or None where there is no kernel or none is wanted."""
     if implementation == "reference" or query.dtype not in (torch.float32, torch.float64):
-        return False
+        return None
     if query.device.type != "cpu" or native_info() is None:
-        return False
-    from streamwise.kernels.chunk_attention import operators  # noqa: F401  which defines them
+        return None
+    from streamwise.kernels.chunk_attention import operators
 
-    return True
+    return operators
+
+
+def _recorded(*queries: Tensor) -> bool:
+    """Whether torch has to know of a call. It takes longer than a small lookup to tell it."""
+    if torch.compiler.is_compiling():
+        return True
+    return torch.is_grad_enabled() and any(query.requires_grad for query in queries)

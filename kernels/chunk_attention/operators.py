@@ -13,7 +13,7 @@ from torch import Tensor
 
 from streamwise.kernels import native_info
 
-__all__: list[str] = []
+__all__ = ["attend", "scan"]
 
 for _name, _signature in {
     "chunk_scan": "(Tensor select, Tensor summaries, Tensor? scales, Tensor? visible, int k) "
@@ -58,16 +58,19 @@ def _new_scan(
     return select.new_empty(shape), select.new_empty(shape, dtype=torch.int64)
 
 
-@torch.library.impl("streamwise::chunk_scan", "cpu")
-def _scan(
+def scan(
     select: Tensor, summaries: Tensor, scales: Tensor | None, visible: Tensor | None, k: int
 ) -> tuple[Tensor, Tensor]:
+    """Return logits and chunks, on the CPU and without a gradient."""
     native, instruction_set = _native()
     logits, chunks = _new_scan(select, summaries, scales, visible, k)
     native.chunk_scan(
         _plain(select), _bits(summaries), _plain(scales), _bits(visible), k, chunks, logits, instruction_set
     )
     return logits, chunks
+
+
+torch.library.impl("streamwise::chunk_scan", "cpu", scan)
 
 
 @torch.library.register_fake("streamwise::chunk_scan_back")
@@ -111,11 +114,11 @@ def _new_attend(
     return ask.new_empty(ask.shape), shares
 
 
-@torch.library.impl("streamwise::chunk_attend", "cpu")
-def _attend(
+def attend(
     ask: Tensor, logits: Tensor, chunks: Tensor, contents: Tensor, positions: Tensor | None,
     steps: Tensor | None, joint: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return what is read, and the share of each step, on the CPU and without a gradient."""
     native, instruction_set = _native()
     read, shares = _new_attend(ask, logits, chunks, contents, positions, steps, joint)
     native.chunk_attend(
@@ -123,6 +126,9 @@ def _attend(
         joint, read, shares, instruction_set,
     )  # fmt: skip
     return read, shares
+
+
+torch.library.impl("streamwise::chunk_attend", "cpu", attend)
 
 
 @torch.library.register_fake("streamwise::chunk_attend_back")
