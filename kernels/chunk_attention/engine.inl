@@ -3,11 +3,8 @@
 constexpr int64_t kLanes = 16;   // queries that go through the scan side by side
 constexpr int64_t kFew = 4;      // queries that go through it one by one
 constexpr int64_t kBlock = 128;  // summaries that stay in the cache for all queries
-#if defined(__AVX512F__)
-constexpr int64_t kRows = 8;  // summaries at a time, so that the chains of additions fill the pipeline
-#else
-constexpr int64_t kRows = 4;
-#endif
+constexpr int64_t kAhead = 4;    // blocks of rows that are asked of the memory before they are needed
+constexpr int64_t kRows = STREAMWISE_SCAN_ROWS;  // summaries at a time: chains of additions that overlap, in registers
 
 template <class T>
 static inline T as(T x) { return x; }
@@ -29,8 +26,9 @@ static inline T product(const T* a, const S* b, int64_t n) {
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes)
     for (int64_t j = 0; j < kLanes; ++j) lanes[j] += a[i + j] * value<T, S>(b[i + j]);
-  T total = 0;
-  for (int64_t j = 0; j < kLanes; ++j) total += lanes[j];
+  for (int64_t half = kLanes / 2; half > 0; half /= 2)  // in pairs, not one after the other
+    for (int64_t j = 0; j < half; ++j) lanes[j] += lanes[j + half];
+  T total = lanes[0];
   for (; i < n; ++i) total += a[i] * value<T, S>(b[i]);
   return total;
 }
@@ -39,6 +37,25 @@ template <class T, class S>
 static inline void add(T* out, T scale, const S* x, int64_t n) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) out[i] += scale * value<T, S>(x[i]);
+}
+
+// out[D] += Σ_c shares_c x_c, x: [n, D]. Blocks of the sum stay in registers.
+template <int64_t block, class T>
+static inline void pool_block(T* out, const T* shares, const T* x, int64_t n, int64_t D) {
+  T lanes[block];
+  for (int64_t j = 0; j < block; ++j) lanes[j] = out[j];
+  for (int64_t c = 0; c < n; ++c)
+    for (int64_t j = 0; j < block; ++j) lanes[j] += shares[c] * x[c * D + j];
+  for (int64_t j = 0; j < block; ++j) out[j] = lanes[j];
+}
+
+template <class T>
+static inline void pool(T* out, const T* shares, const T* x, int64_t n, int64_t D) {
+  int64_t d = 0;
+  for (; d + 64 <= D; d += 64) pool_block<64>(out + d, shares, x + d, n, D);
+  for (; d + 16 <= D; d += 16) pool_block<16>(out + d, shares, x + d, n, D);
+  for (; d < D; ++d)
+    for (int64_t c = 0; c < n; ++c) out[d] += shares[c] * x[c * D + d];
 }
 
 // The products of some summaries with 16 queries side by side, [D, lanes]; true if any is above the least that its
@@ -60,9 +77,9 @@ static inline bool multiply(T (*sums)[kLanes], const S* x, const float* scales, 
     above |= total[r] > limit;
     *reinterpret_cast<Lanes*>(sums[r]) = total[r];
   }
-  bool any = false;
-  for (int64_t j = 0; j < kLanes; ++j) any |= above[j] != 0;
-  return any;
+  for (int64_t half = kLanes / 2; half > 0; half /= 2)
+    for (int64_t j = 0; j < half; ++j) above[j] |= above[j + half];
+  return above[0] != 0;
 }
 
 // The best so far of one query, best first; of equal ones the first found is kept, and stands first.
@@ -125,6 +142,8 @@ static void scan_as(const ScanTask& task, T* logits, int64_t* chunks, T* scratch
         const float* scales = task.scales == nullptr ? nullptr : task.scales + i;
         bool above = false;
         if (rows == kRows) {
+          const char* next = reinterpret_cast<const char*>(summaries + (i + kAhead * kRows) * D);
+          for (int64_t byte = 0; byte < kRows * D * int64_t(sizeof(S)); byte += 64) __builtin_prefetch(next + byte);
           above = multiply<kRows, T, S>(sums, summaries + i * D, scales, queries, least + g * kLanes, D);
         } else {
           for (int64_t r = 0; r < rows; ++r)
@@ -166,6 +185,24 @@ static void scan_back_of(const ScanTask& task, const T* gradient, const int64_t*
     }
 }
 
+static inline double exp_of(double x) { return __builtin_exp(x); }
+
+// Of x <= 0, to two units in the last place (Cody and Waite's reduction).
+static inline float exp_of(float x) {
+  x = x < -87.0f ? -87.0f : x;
+  const float shifted = x * 1.44269504f + 12582912.0f;  // rounded to a whole number, in the lowest bits
+  const float n = shifted - 12582912.0f;
+  const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  return p * __builtin_bit_cast(float, (int(n) + 127) << 23);
+}
+
 // weights[k] = softmax of logits, 0 where there is no chunk.
 template <class T>
 static void weigh(const T* logits, const int64_t* chunks, int64_t k, T* weights) {
@@ -173,7 +210,7 @@ static void weigh(const T* logits, const int64_t* chunks, int64_t k, T* weights)
   for (int64_t j = 0; j < k; ++j)
     if (chunks[j] >= 0 && logits[j] > most) most = logits[j];
   for (int64_t j = 0; j < k; ++j) {
-    weights[j] = chunks[j] >= 0 ? T(__builtin_exp(double(logits[j] - most))) : T(0);
+    weights[j] = chunks[j] >= 0 ? exp_of(logits[j] - most) : T(0);
     sum += weights[j];
   }
   if (sum > 0)
@@ -187,9 +224,12 @@ static void normalize(T* scores, const int64_t* real, int64_t chunks, int64_t C)
   for (int64_t j = 0; j < chunks; ++j)
     for (int64_t c = 0; c < real[j]; ++c)
       if (scores[j * C + c] > most) most = scores[j * C + c];
-  for (int64_t j = 0; j < chunks; ++j)
-    for (int64_t c = 0; c < real[j]; ++c)
-      sum += scores[j * C + c] = T(__builtin_exp(double(scores[j * C + c] - most)));
+  for (int64_t j = 0; j < chunks; ++j) {
+    T* at = scores + j * C;
+#pragma omp simd
+    for (int64_t c = 0; c < real[j]; ++c) at[c] = exp_of(at[c] - most);
+    for (int64_t c = 0; c < real[j]; ++c) sum += at[c];
+  }
   for (int64_t j = 0; j < chunks; ++j)
     for (int64_t c = 0; c < real[j]; ++c) scores[j * C + c] /= sum;
 }
@@ -229,11 +269,11 @@ static void attend_of(const AttendTask& task, int64_t q, T* pooled, T* shares, T
       }
     }
     for (int64_t d = 0; d < D; ++d) out[d] = T(0);
-    for (int64_t j = 0; j < K; ++j)
-      for (int64_t c = 0; c < real[j]; ++c) {
-        add<T, T>(out, a[j * C + c], contents + (chunks[j] * C + c) * D, D);
-        if (positions != nullptr) add<T, T>(out, a[j * C + c], positions + (C - real[j] + c) * D, D);
-      }
+    for (int64_t j = 0; j < K; ++j) {
+      if (real[j] == 0) continue;
+      pool(out, a + j * C, contents + chunks[j] * C * D, real[j], D);
+      if (positions != nullptr) pool(out, a + j * C, positions + (C - real[j]) * D, real[j], D);
+    }
   }
 }
 
@@ -277,11 +317,10 @@ static void attend_back_of(const AttendTask& task, int64_t q, const T* gradient,
     for (int64_t j = 0; j < K; ++j) {
       if (chunks[j] < 0) continue;
       const int64_t real = task.steps != nullptr ? task.steps[chunks[j]] : C;
-      for (int64_t c = 0; c < real; ++c) {
-        const T of_score = a[j * C + c] * (products[j * C + c] - (task.joint ? all : means[j]));
-        add<T, T>(out, of_score, contents + (chunks[j] * C + c) * D, D);
-        if (positions != nullptr) add<T, T>(out, of_score, positions + (C - real + c) * D, D);
-      }
+      T* of_scores = products + j * C;
+      for (int64_t c = 0; c < real; ++c) of_scores[c] = a[j * C + c] * (of_scores[c] - (task.joint ? all : means[j]));
+      pool(out, of_scores, contents + chunks[j] * C * D, real, D);
+      if (positions != nullptr) pool(out, of_scores, positions + (C - real) * D, real, D);
     }
   }
   T mean = 0;

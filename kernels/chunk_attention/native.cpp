@@ -19,6 +19,7 @@
 namespace nb = nanobind;
 
 // Nothing below a target pragma may include a header.
+#define STREAMWISE_SCAN_ROWS 4  // as 16 registers hold
 namespace streamwise::chunk_attention {
 namespace baseline {
 #include "engine.inl"
@@ -33,6 +34,8 @@ namespace avx2 {
 #pragma GCC pop_options
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma,prefer-vector-width=512")
+#undef STREAMWISE_SCAN_ROWS
+#define STREAMWISE_SCAN_ROWS 8
 namespace avx512 {
 #include "engine.inl"
 }
@@ -46,6 +49,8 @@ namespace avx2 {
 #pragma clang attribute pop
 #pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma"))), \
                              apply_to = function)
+#undef STREAMWISE_SCAN_ROWS
+#define STREAMWISE_SCAN_ROWS 8
 namespace avx512 {
 #include "engine.inl"
 }

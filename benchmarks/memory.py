@@ -1,0 +1,223 @@
+"""What a lookup in a hierarchical memory costs, from a hundred chunks to a million, on one core.
+
+A lookup scans the summaries of all M chunks of C steps for the best k, and attends inside those. It is set
+beside the same in torch as the formulas are (`reference`), beside torch's fastest words for it (a product,
+`topk`, gathered contents), beside faiss's flat index with the attention of torch, and beside the time that
+the memory of this machine takes to hand over the bytes that must be read: all summaries once, and k chunks
+for each query. That bandwidth is measured, too. All rows of a table take turns.
+
+    OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/memory.py              # five minutes
+    OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/memory.py --most 100000 --plot lookup.png
+
+`pip install faiss-cpu` for its column.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from streamwise.kernels import native_info
+from streamwise.kernels.chunk_attention import attend, lookup, quantize, scan
+
+_LARGE = 400_000_000  # bytes, more than any cache holds
+
+
+@dataclass(frozen=True)
+class Options:
+    """Measure lookups in a chunk memory and print tables."""
+
+    most: int = 1_000_000
+    """The largest number of chunks."""
+    length: int = 32
+    """Steps of a chunk."""
+    width: int = 64
+    """Numbers of a step."""
+    k: int = 8
+    """Chunks that are read."""
+    heads: int = 4
+    """Of the attention inside a chunk."""
+    queries: tuple[int, ...] = (1, 16)
+    """Queries that share a scan."""
+    turns: int = 7
+    """Turns that each side takes; the first is left out."""
+    plot: Path | None = None
+    """Draw how the time grows with the number of chunks."""
+
+
+def seconds_in_turns(sides: dict[str, Callable[[], object]], turns: int, least: float) -> dict[str, float]:
+    """Return the median time of a call of each side; a turn takes at least so many seconds."""
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(turns):
+        for name, call in sides.items():
+            calls, started = 0, time.perf_counter()
+            while not calls or time.perf_counter() - started < least:
+                call()
+                calls += 1
+            found[name].append((time.perf_counter() - started) / calls)
+    return {name: statistics.median(seconds[1:] or seconds) for name, seconds in found.items()}
+
+
+def bandwidth(size: int) -> float:
+    """Return bytes a second of reading so many bytes, by the best of three ways to read them."""
+    numbers = torch.rand(size // 4)
+    ways = (lambda: torch.dot(numbers, numbers), numbers.max, numbers.sum)
+    best = math.inf
+    for way in ways:
+        for _ in range(5):
+            started = time.perf_counter()
+            way()
+            best = min(best, time.perf_counter() - started)
+    return size / best
+
+
+class Memory:
+    """M chunks and Q queries; many chunks share the contents of fewer, to fit in memory."""
+
+    def __init__(self, chunks: int, queries: int, options: Options) -> None:
+        self.k, generator = options.k, torch.Generator().manual_seed(0)
+        self.stored = min(chunks, 20_000)
+
+        def drawn(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator)
+
+        self.summaries = drawn(1, chunks, options.width)
+        self.contents = drawn(1, self.stored, options.length, options.width)
+        self.select = drawn(1, queries, options.width)
+        self.ask = drawn(1, queries, options.heads, options.width) / math.sqrt(options.width)
+        self.bytes = 4 * self.summaries.numel() + 4 * queries * options.k * self.contents[0, 0].numel()
+
+    def ours(self, summaries: Tensor | None = None, scales: Tensor | None = None) -> Tensor:
+        """Look up natively."""
+        stored = self.summaries if summaries is None else summaries
+        chunks, logits = scan(self.select, stored, k=self.k, scales=scales)
+        return attend(self.ask, logits, chunks % self.stored, self.contents)
+
+    def reference(self) -> Tensor:
+        """Look up by the formulas."""
+        if self.stored == self.summaries.shape[1]:
+            return lookup(
+                self.select, self.ask, self.summaries, self.contents, k=self.k, implementation="reference"
+            ).read
+        chunks, logits = scan(self.select, self.summaries, k=self.k, implementation="reference")
+        return attend(self.ask, logits, chunks % self.stored, self.contents, implementation="reference")
+
+    def by_topk(self) -> Tensor:
+        """Look up with torch's own words."""
+        logits, chunks = (self.select[0] @ self.summaries[0].T).topk(self.k)
+        return self._attended(chunks, logits)
+
+    def by_faiss(self) -> Callable[[], Tensor]:
+        """Return a lookup whose scan is that of faiss."""
+        import faiss
+
+        faiss.omp_set_num_threads(1)
+        index = faiss.IndexFlatIP(self.summaries.shape[2])
+        index.add(self.summaries[0].numpy())
+        queries = self.select[0].numpy()
+
+        def look() -> Tensor:
+            logits, chunks = index.search(queries, self.k)
+            return self._attended(torch.from_numpy(chunks), torch.from_numpy(logits))
+
+        return look
+
+    def _attended(self, chunks: Tensor, logits: Tensor) -> Tensor:
+        opened = self.contents[0][chunks % self.stored]  # [Q, k, C, D]
+        shares = torch.einsum("qhd,qkcd->qhkc", self.ask[0], opened).softmax(-1)
+        weighed = shares * logits.softmax(-1)[:, None, :, None]
+        return torch.einsum("qhkc,qkcd->qhd", weighed, opened)[None]
+
+
+@torch.no_grad()
+def lookups(options: Options, console: Console) -> dict[int, list[tuple[int, float, float]]]:
+    """Print the table; return chunks, our seconds and the least possible, by the number of queries."""
+    known = importlib.util.find_spec("faiss") is not None
+    table = Table(
+        title=f"A lookup: best {options.k} of M chunks of {options.length} steps, {options.width} wide, "
+        f"{options.heads} heads; µs"
+    )
+    names = ["streamwise", "bfloat16", "int8", "reference", "torch, topk", *(["faiss"] if known else [])]
+    for heading in ("M", "queries", *names, "/ reference", "/ topk", "/ faiss", "of bandwidth"):
+        table.add_column(heading, justify="right")
+    grown: dict[int, list[tuple[int, float, float]]] = {queries: [] for queries in options.queries}
+    chunks, speed = 100, bandwidth(_LARGE)
+    while chunks <= options.most:
+        for queries in options.queries:
+            memory = Memory(chunks, queries, options)
+            half, (eighth, scales) = memory.summaries.bfloat16(), quantize(memory.summaries)
+            sides: dict[str, Callable[[], object]] = {
+                "streamwise": memory.ours,
+                "bfloat16": lambda m=memory, s=half: m.ours(s),  # type: ignore[misc]
+                "int8": lambda m=memory, s=eighth, x=scales: m.ours(s, x),  # type: ignore[misc]
+                "reference": memory.reference,
+                "torch, topk": memory.by_topk,
+            }
+            if known:
+                sides["faiss"] = memory.by_faiss()
+            expected, found = memory.reference(), memory.ours()
+            if not torch.allclose(expected, found, atol=1e-4):
+                raise RuntimeError("the native lookup differs from the reference; its speed says nothing.")
+            seconds = seconds_in_turns(sides, options.turns, 0.02)
+            ours, least = seconds["streamwise"], memory.bytes / speed
+            ratios = [
+                f"{seconds[name] / ours:.1f}" if name in seconds else ""
+                for name in ("reference", "torch, topk", "faiss")
+            ]
+            table.add_row(
+                f"{chunks:,}", str(queries), *(f"{1e6 * seconds[name]:,.0f}" for name in names), *ratios,
+                f"{least / ours:.0%}",
+            )  # fmt: skip
+            grown[queries].append((chunks, ours, least))
+        chunks *= 10
+    console.print(table)
+    console.print(f"Bandwidth: {speed / 1e9:.1f} GB/s, of reading {_LARGE / 1e6:,.0f} MB.")
+    return grown
+
+
+def draw(grown: dict[int, list[tuple[int, float, float]]], path: Path) -> None:
+    """Draw the time of a lookup over the number of chunks."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    for (queries, points), colour in zip(grown.items(), ("#1f6feb", "#d4572a", "#2a9d5c"), strict=False):
+        chunks, ours, least = zip(*points, strict=True)
+        word = "query" if queries == 1 else "queries"
+        axes.loglog(chunks, [1e6 * s for s in ours], "o-", color=colour, label=f"{queries} {word}")
+        axes.loglog(chunks, [1e6 * s for s in least], ":", color=colour, label="what reading the bytes takes")
+    axes.set(xlabel="chunks", ylabel="µs a lookup", title="A lookup, by how much there is to remember")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def main(options: Options) -> None:
+    """Print the tables."""
+    torch.set_num_threads(1)
+    console = Console(width=150)
+    info = native_info()
+    if info is None:
+        console.print("The native kernels are not built; 'streamwise' is the reference here.")
+    else:
+        console.print(f"Native kernels: {info.instruction_set}, {info.compiler}.")
+    grown = lookups(options, console)
+    if options.plot is not None:
+        draw(grown, options.plot)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
