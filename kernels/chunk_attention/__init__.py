@@ -2,8 +2,8 @@
 
 `reference.py` is the definition, in torch. `native.cpp` does the same on the CPU: it reads every summary
 once, whatever the number of queries, keeps the best, and touches the contents of no other chunk.
-`operators.py` makes both parts operators of torch with gradients, which `torch.compile` takes as they are.
-Where the extension is not built, the reference does it all.
+`triton_kernel.py` does it on a GPU. `operators.py` makes both parts operators of torch with gradients, which
+`torch.compile` takes as they are. Where there is no kernel, the reference does it all.
 
 Summaries may be stored in less: bfloat16, or int8 with a scale for each (`quantize`). What is found can then
 differ where two chunks are about equally good.
@@ -11,6 +11,7 @@ differ where two chunks are about equally good.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -131,11 +132,15 @@ def _operators(query: Tensor, implementation: Implementation) -> Any:
     """Return the module of the kernel's operators, or None where there is no kernel or none is wanted."""
     if implementation == "reference" or query.dtype not in (torch.float32, torch.float64):
         return None
-    if query.device.type != "cpu" or native_info() is None:
-        return None
-    from streamwise.kernels.chunk_attention import operators
+    if query.device.type == "cuda" and find_spec("triton") is not None:
+        from streamwise.kernels.chunk_attention import triton_kernel
 
-    return operators
+        return triton_kernel
+    if query.device.type == "cpu" and native_info() is not None:
+        from streamwise.kernels.chunk_attention import operators
+
+        return operators
+    return None
 
 
 def _recorded(*queries: Tensor) -> bool:

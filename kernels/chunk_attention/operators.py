@@ -13,7 +13,9 @@ from torch import Tensor
 
 from streamwise.kernels import native_info
 
-__all__ = ["attend", "scan"]
+__all__ = ["NAMESPACE", "attend", "scan"]
+
+NAMESPACE = "streamwise"
 
 for _name, _signature in {
     "chunk_scan": "(Tensor select, Tensor summaries, Tensor? scales, Tensor? visible, int k) "
@@ -24,7 +26,7 @@ for _name, _signature in {
     "chunk_attend_back": "(Tensor gradient, Tensor shares, Tensor logits, Tensor chunks, Tensor contents, "
     "Tensor? positions, Tensor? steps, bool joint) -> (Tensor, Tensor)",
 }.items():
-    torch.library.define(f"streamwise::{_name}", _signature)
+    torch.library.define(f"{NAMESPACE}::{_name}", _signature)
 
 
 def _native() -> tuple[Any, str]:
