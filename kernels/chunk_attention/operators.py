@@ -6,6 +6,7 @@ the CPU they are the extension's; where that is not built they are not called.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -52,7 +53,6 @@ def _bits(tensor: Tensor | None) -> Tensor | None:
 # The scan.
 
 
-@torch.library.register_fake("streamwise::chunk_scan")
 def _new_scan(
     select: Tensor, summaries: Tensor, scales: Tensor | None, visible: Tensor | None, k: int
 ) -> tuple[Tensor, Tensor]:
@@ -72,15 +72,10 @@ def scan(
     return logits, chunks
 
 
-torch.library.impl("streamwise::chunk_scan", "cpu", scan)
-
-
-@torch.library.register_fake("streamwise::chunk_scan_back")
 def _new_scan_back(gradient: Tensor, chunks: Tensor, summaries: Tensor, scales: Tensor | None) -> Tensor:
     return gradient.new_empty(*gradient.shape[:2], summaries.shape[2])
 
 
-@torch.library.impl("streamwise::chunk_scan_back", "cpu")
 def _scan_back(gradient: Tensor, chunks: Tensor, summaries: Tensor, scales: Tensor | None) -> Tensor:
     native, instruction_set = _native()
     out = _new_scan_back(gradient, chunks, summaries, scales)
@@ -97,17 +92,13 @@ def _keep_scan(ctx: Any, inputs: Any, output: Any) -> None:
 
 
 def _scan_gradient(ctx: Any, gradient: Tensor, _chunks: Any) -> tuple[Tensor | None, ...]:
-    of_select = torch.ops.streamwise.chunk_scan_back(gradient, *ctx.saved_tensors)
+    of_select: Tensor = torch.ops.streamwise.chunk_scan_back(gradient, *ctx.saved_tensors)
     return of_select, None, None, None, None
-
-
-torch.library.register_autograd("streamwise::chunk_scan", _scan_gradient, setup_context=_keep_scan)
 
 
 # Attention.
 
 
-@torch.library.register_fake("streamwise::chunk_attend")
 def _new_attend(
     ask: Tensor, logits: Tensor, chunks: Tensor, contents: Tensor, positions: Tensor | None,
     steps: Tensor | None, joint: bool,
@@ -130,10 +121,6 @@ def attend(
     return read, shares
 
 
-torch.library.impl("streamwise::chunk_attend", "cpu", attend)
-
-
-@torch.library.register_fake("streamwise::chunk_attend_back")
 def _new_attend_back(
     gradient: Tensor, shares: Tensor, logits: Tensor, chunks: Tensor, contents: Tensor,
     positions: Tensor | None, steps: Tensor | None, joint: bool,
@@ -141,7 +128,6 @@ def _new_attend_back(
     return gradient.new_empty(gradient.shape), logits.new_empty(logits.shape)
 
 
-@torch.library.impl("streamwise::chunk_attend_back", "cpu")
 def _attend_back(
     gradient: Tensor, shares: Tensor, logits: Tensor, chunks: Tensor, contents: Tensor,
     positions: Tensor | None, steps: Tensor | None, joint: bool,
@@ -166,4 +152,14 @@ def _attend_gradient(ctx: Any, gradient: Tensor, _shares: Any) -> tuple[Tensor |
     return of_ask, of_logits, None, None, None, None, None
 
 
-torch.library.register_autograd("streamwise::chunk_attend", _attend_gradient, setup_context=_keep_attend)
+torch.library.register_autograd(f"{NAMESPACE}::chunk_scan", _scan_gradient, setup_context=_keep_scan)
+torch.library.register_autograd(f"{NAMESPACE}::chunk_attend", _attend_gradient, setup_context=_keep_attend)
+_OPERATORS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "chunk_scan": (scan, _new_scan),
+    "chunk_scan_back": (_scan_back, _new_scan_back),
+    "chunk_attend": (attend, _new_attend),
+    "chunk_attend_back": (_attend_back, _new_attend_back),
+}
+for _name, (_on_cpu, _fake) in _OPERATORS.items():
+    torch.library.impl(f"{NAMESPACE}::{_name}", "cpu", _on_cpu)
+    torch.library.register_fake(f"{NAMESPACE}::{_name}", _fake)

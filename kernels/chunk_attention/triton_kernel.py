@@ -10,6 +10,7 @@ The functions take tensors of any device on which Triton runs, its interpreter i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -315,10 +316,11 @@ def _constants(
     }
 
 
-for _name, _function in {
+_OPERATORS: dict[str, Callable[..., object]] = {
     "chunk_scan": scan,
     "chunk_scan_back": scan_back,
     "chunk_attend": attend,
     "chunk_attend_back": attend_back,
-}.items():
+}
+for _name, _function in _OPERATORS.items():
     torch.library.impl(f"{operators.NAMESPACE}::{_name}", "cuda", _function)
