@@ -76,8 +76,8 @@ def scan(
     _check_widths(select, summaries)
     if (summaries.dtype == torch.int8) != (scales is not None):
         raise ValueError("int8 summaries need scales, and no others have any.")
-    if (operators := _operators(select, implementation)) is not None:
-        call = torch.ops.streamwise.chunk_scan if _recorded(select) else operators.scan
+    if _has_kernel(select, implementation):
+        call = torch.ops.streamwise.chunk_scan if _recorded(select) else _kernels(select.device.type).scan
         logits, chunks = call(select, summaries, scales, visible, k)
         return chunks, logits
     plain = summaries.to(select.dtype)
@@ -107,8 +107,9 @@ def attend(
     """
     if ask.shape[-1] != contents.shape[-1]:
         raise ValueError(f"ask is {ask.shape[-1]} wide, and contents are {contents.shape[-1]}.")
-    if (operators := _operators(ask, implementation)) is not None:
-        call = torch.ops.streamwise.chunk_attend if _recorded(ask, logits) else operators.attend
+    if _has_kernel(ask, implementation):
+        recorded = _recorded(ask, logits)
+        call = torch.ops.streamwise.chunk_attend if recorded else _kernels(ask.device.type).attend
         read: Tensor = call(ask, logits, chunks, contents, positions, steps, joint)[0]
         return read
     return reference.attend(ask, logits, chunks, contents, positions, steps, joint=joint)
@@ -128,19 +129,32 @@ def _check_widths(select: Tensor, summaries: Tensor) -> None:
         )
 
 
-def _operators(query: Tensor, implementation: Implementation) -> Any:
-    """Return the module of the kernel's operators, or None where there is no kernel or none is wanted."""
+def _has_kernel(query: Tensor, implementation: Implementation) -> bool:
+    """Whether there is a kernel for this query, and it is wanted."""
     if implementation == "reference" or query.dtype not in (torch.float32, torch.float64):
-        return None
-    if query.device.type == "cuda" and find_spec("triton") is not None:
+        return False
+    return _is_there(query.device.type)
+
+
+@torch.compiler.assume_constant_result
+def _is_there(device: str) -> bool:
+    there = (
+        find_spec("triton") is not None if device == "cuda" else device == "cpu" and native_info() is not None
+    )
+    if there:
+        _kernels(device)  # which makes the operators known to torch
+    return there
+
+
+def _kernels(device: str) -> Any:
+    """Return the module with the functions of a device."""
+    if device == "cuda":
         from streamwise.kernels.chunk_attention import triton_kernel
 
         return triton_kernel
-    if query.device.type == "cpu" and native_info() is not None:
-        from streamwise.kernels.chunk_attention import operators
+    from streamwise.kernels.chunk_attention import operators
 
-        return operators
-    return None
+    return operators
 
 
 def _recorded(*queries: Tensor) -> bool:

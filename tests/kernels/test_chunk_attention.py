@@ -279,6 +279,21 @@ def test_torch_knows_the_operators(joint):
     torch.library.opcheck(ops.chunk_scan_back, (logits.detach(), chunks, given_["summaries"], None))
 
 
+@IMPLEMENTATIONS
+def test_a_compiled_lookup_is_the_same(implementation):
+    given_ = case(16, dtype=torch.float32)
+    select, ask = (given_.pop(name).requires_grad_() for name in ("select", "ask"))
+
+    def read(select, ask):
+        return lookup(select, ask, **given_, k=3, implementation=implementation).read
+
+    found = []
+    for function in (read, torch.compile(read, backend="aot_eager", fullgraph=True)):
+        out = function(select, ask)
+        found.append((out, *torch.autograd.grad(out.square().sum(), (select, ask))))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)
+
+
 @needs_native
 @pytest.mark.parametrize(
     ("change", "reason"),
