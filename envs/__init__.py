@@ -2,8 +2,9 @@
 
 Here is what stands between a named environment and an agent: names and their libraries (`make`), the few
 shapes that observations and actions come in (`wrappers`), the endless loop (`stream`), and their full state
-as JSON, to go on from in another process (`snapshot`). Not here: normalization of observations and rewards,
-which belongs to the learner's own state; learners; runs.
+as JSON, to go on from in another process (`snapshot`). And our own environments, which test memories
+(`ballet`, `probes`, `rooms`, `routes`; `make` has their names). Not here: normalization of observations and
+rewards, which belongs to the learner's own state; learners; runs.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import importlib
 import importlib.util
+import json
 import logging
 import math
 import os
@@ -18,6 +19,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import parse_qsl
 
 import gymnasium
 from gymnasium import spaces
@@ -36,8 +38,8 @@ __all__ = ["check_families", "environment_names", "family_of", "make"]
 
 Environment = gymnasium.Env[Any, Any]
 
-CLASSIC, MUJOCO, DM_CONTROL, ATARI, MINATAR, OTHER = (
-    "Classic control", "MuJoCo", "DM Control", "Atari", "MinAtar", "Other",
+CLASSIC, MUJOCO, DM_CONTROL, ATARI, MINATAR, PROBES, POPGYM, OTHER = (
+    "Classic control", "MuJoCo", "DM Control", "Atari", "MinAtar", "Memory probes", "POPGym", "Other",
 )  # fmt: skip
 
 _ONE_OF_EACH = {
@@ -50,12 +52,21 @@ _ONE_OF_EACH = {
 
 _MINATAR_GAMES = ("asterix", "breakout", "freeway", "seaquest", "space_invaders")
 
+_PROBES = {  # our own environments, by the module they are in
+    "ballet": ("Ballet",),
+    "probes": ("DelayedRecall", "PairRecall", "OrderRecall", "EventRecall", "TMaze", "ShellGame", "Naming"),
+    "rooms": ("KeyDoor", "VisualMatch"),
+    "routes": ("GraphRoutes",),
+}
+
 _WRAP_A_GIVEN_ENVIRONMENT = (
     "dm_control/compatibility-env-v0",
     "bsuite/compatibility-env-v0",
     "GymV21Environment-v0",
     "GymV26Environment-v0",
 )
+
+_OPTIONS_OF_MAKE = ("seed", "render_mode", "time_feature", "episodic_life")
 
 _SET_BY_ATARI_PREPROCESSING = ("frameskip", "obs_type", "continuous", "sound_obs")
 
@@ -74,13 +85,17 @@ def make(
     """Make the environment that the ecosystem calls `name`.
 
     name: `HalfCheetah-v5` or any other Gymnasium id (`module:Name-v0` imports the module first),
-    `dm_control/dog-walk-v0`, `ALE/Pong-v5`, `MinAtar/Breakout-v1`. kwargs: for the environment itself, and
-    `max_episode_steps`.
+    `dm_control/dog-walk-v0`, `ALE/Pong-v5`, `MinAtar/Breakout-v1`, `popgym-RepeatFirstEasy-v0`, or a memory
+    probe of ours, such as `streamwise/Ballet-v0`. kwargs: for the environment itself, and
+    `max_episode_steps`. A name may bring them along, for where there is nothing but a name (a command, a
+    sweep): `streamwise/Ballet-v0?dancers=4&obs=grid`, with values in JSON (numbers, true, false, lists) or
+    else text.
 
     Observations: images stay uint8 (Atari: the last four frames, [4, 84, 84]), grids (MinAtar) become float32
     in their own shape, a flat float64 array stays one, everything else becomes one flat float32
     array; `FlattenObservations` says in which order.
-    Actions: Box ones are clipped to their bounds, Discrete ones count from 0. Rewards are untouched.
+    Actions: Box ones are clipped to their bounds, Discrete ones count from 0, the pairs of numbers that some
+    of POPGym's games take become one Discrete. Rewards are untouched.
 
     Atari follows Machado et al. (2018): up to 30 no-ops at a reset, each action for 4 frames, the last two
     maximized, grey, 84 x 84; FIRE is pressed at a reset where the game has that action. The sticky actions of
@@ -97,6 +112,10 @@ def make(
     >>> observation.shape, float(observation[-1])
     ((5,), -0.5)
     """
+    name, options = _split_options(name)
+    if twice := options.keys() & kwargs.keys():
+        raise UsageError(f"{', '.join(sorted(twice))} is given twice for {name}, in its name and beside it.")
+    kwargs |= options
     if name.startswith("dm_control/"):  # DM Control chooses its renderer, if any, when it is imported
         if render_mode is not None:
             _prepare_rendering(DM_CONTROL)
@@ -119,6 +138,8 @@ def make(
         else:
             env = _create(spec, name, kwargs)
         on_error.callback(env.close)
+        if family == POPGYM:
+            env = _with_one_action(env)
         if family == MUJOCO and render_mode is not None:
             _follow_with_the_camera(env)
         env = standard_observations(standard_actions(env, name), name)
@@ -134,7 +155,7 @@ def make(
 def environment_names() -> dict[str, list[str]]:
     """Return every name that `make` knows, by family. Imports the libraries of all families."""
     names: dict[str, list[str]] = {
-        family: [] for family in (CLASSIC, MUJOCO, DM_CONTROL, ATARI, MINATAR, OTHER)
+        family: [] for family in (CLASSIC, MUJOCO, DM_CONTROL, ATARI, MINATAR, PROBES, POPGYM, OTHER)
     }
     for name, spec in sorted(_all_specs().items()):
         names[_family(spec)].append(name)
@@ -143,7 +164,7 @@ def environment_names() -> dict[str, list[str]]:
 
 def family_of(name: str) -> str:
     """Return the family that `environment_names` lists `name` under. Raises UsageError if there is none."""
-    return _family(_find_spec(name))
+    return _family(_find_spec(_split_options(name)[0]))
 
 
 def check_families() -> dict[str, str | None]:
@@ -167,6 +188,28 @@ def _error_of(name: str) -> str | None:
 # --- names -------------------------------------------------------------------------------------------------
 
 
+def _split_options(name: str) -> tuple[str, dict[str, Any]]:
+    """Return the name before its question mark, and the options after it."""
+    bare, mark, text = name.partition("?")
+    try:
+        pairs = parse_qsl(text, keep_blank_values=True, strict_parsing=bool(mark))
+    except ValueError:
+        raise UsageError(f"{name}: write options as {bare}?OPTION=VALUE&OPTION=VALUE.") from None
+    options = {option: _option_value(value) for option, value in pairs}
+    if len(options) < len(pairs):
+        raise UsageError(f"{name}: an option is given twice.")
+    if wrong := sorted(options.keys() & set(_OPTIONS_OF_MAKE)):
+        raise UsageError(f"{name}: {wrong[0]} is no option of the environment; give it beside the name.")
+    return bare, options
+
+
+def _option_value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
 def _find_spec(name: str) -> EnvSpec:
     """Return the specification of `name`, importing what its family needs."""
     module, _, bare = name.rpartition(":")
@@ -179,7 +222,9 @@ def _find_spec(name: str) -> EnvSpec:
             ) from error
     load = {"ALE": _load_atari, "dm_control": _load_dm_control, "MinAtar": _require_minatar}
     load.get(bare.partition("/")[0], lambda: None)()
-    known = gymnasium.registry.get(bare) or _minatar_specs().get(bare)
+    if bare.startswith("popgym-"):
+        _require_popgym()
+    known = gymnasium.registry.get(bare) or _minatar_specs().get(bare) or _probe_specs().get(bare)
     known = known or _all_specs().get(bare)
     if known is None or _is_placeholder(known):
         near = _nearest(bare, _all_specs())
@@ -212,7 +257,9 @@ def _all_specs() -> dict[str, EnvSpec]:
     """Return the specifications of every name that can be made."""
     _load_atari()
     _load_dm_control()
-    known = {**gymnasium.registry, **_minatar_specs()}
+    with contextlib.suppress(UsageError):
+        _require_popgym()
+    known = {**gymnasium.registry, **_minatar_specs(), **_probe_specs()}
     return {name: spec for name, spec in known.items() if not _is_placeholder(spec)}
 
 
@@ -223,11 +270,16 @@ def _is_placeholder(spec: EnvSpec) -> bool:
 
 
 def _family(spec: EnvSpec) -> str:
-    by_namespace = {"dm_control": DM_CONTROL, "ALE": ATARI, "MinAtar": MINATAR}
+    by_namespace = {"dm_control": DM_CONTROL, "ALE": ATARI, "MinAtar": MINATAR, "streamwise": PROBES}
     if spec.namespace in by_namespace:
         return by_namespace[spec.namespace]
     entry_point = str(spec.entry_point)
-    by_module = {"ale_py": ATARI, "gymnasium.envs.classic_control": CLASSIC, "gymnasium.envs.mujoco": MUJOCO}
+    by_module = {
+        "ale_py": ATARI,
+        "gymnasium.envs.classic_control": CLASSIC,
+        "gymnasium.envs.mujoco": MUJOCO,
+        "popgym": POPGYM,
+    }
     return next((family for module, family in by_module.items() if entry_point.startswith(module)), OTHER)
 
 
@@ -259,6 +311,26 @@ def _load_dm_control() -> None:
 def _require_minatar() -> None:
     if importlib.util.find_spec("minatar") is None:
         raise UsageError('MinAtar is not installed; run `pip install "streamwise[minatar]"`.')
+
+
+def _require_popgym() -> None:
+    """Import POPGym, which registers its names. Raises UsageError if it is not there."""
+    try:
+        importlib.import_module("popgym")
+    except ImportError as error:
+        raise UsageError(
+            f'POPGym cannot be imported ({_one_line(error)}); run `pip install "streamwise[popgym]"`.'
+        ) from error
+
+
+def _probe_specs() -> dict[str, EnvSpec]:
+    """Return the names of our own environments; their modules are imported when one is made."""
+    return {
+        spec.id: spec
+        for module, names in _PROBES.items()
+        for name in names
+        for spec in [EnvSpec(id=f"streamwise/{name}-v0", entry_point=f"streamwise.envs.{module}:{name}")]
+    }
 
 
 def _minatar_specs() -> dict[str, EnvSpec]:
@@ -353,11 +425,21 @@ def _create(spec: EnvSpec, name: str, kwargs: dict[str, Any]) -> Environment:
     try:
         with _without_precision_warnings(), _quiet_root_logger(spec):
             env: Environment = gymnasium.make(_unchecked(spec), disable_env_checker=True, **kwargs)
-    except (gymnasium.error.Error, ImportError, TypeError, RuntimeError) as error:
+    except (gymnasium.error.Error, ImportError, TypeError, RuntimeError, UsageError) as error:
         if isinstance(error, RuntimeError) and "OpenGL" not in str(error):
             raise
         raise UsageError(f"{name} cannot be made: {_one_line(error)}.") from error
     return env
+
+
+def _with_one_action(env: Environment) -> Environment:
+    """Number the pairs of row and column that some of POPGym's games take as an action."""
+    if not isinstance(env.action_space, spaces.MultiDiscrete):
+        return env
+    from popgym.wrappers.discrete_action import DiscreteAction
+
+    discrete: Environment = DiscreteAction(env)
+    return discrete
 
 
 def _unchecked(spec: EnvSpec) -> EnvSpec:
@@ -420,7 +502,8 @@ def _time_limit_for_feature(env: Environment, name: str) -> int:
 def _time_limit(env: Environment) -> float:
     """Return the steps after which an episode is truncated; infinity if it never is."""
     given = env.spec.max_episode_steps if env.spec is not None else None
-    limit = math.inf if given is None else float(given)
+    own = getattr(env.unwrapped, "step_limit", math.inf)  # the memory probes end by themselves
+    limit = float(own if given is None else min(own, given))
     inner = getattr(env.unwrapped, "_env", None) if "dm_control" in sys.modules else None
     if inner is not None and hasattr(inner, "control_timestep"):
         # DM Control ends episodes by itself: the suite after 1,000 steps (lqr never), others by the clock.

@@ -5,8 +5,9 @@ they give `env`, bit for bit, and so do later resets: every generator is part of
 by the same name with the same options; its seed, and what happened to it before, do not matter.
 
 What can be captured is a list of classes (`_KNOWN`), because a guess cannot promise equal bits: Gymnasium's
-classic control, toy text and MuJoCo, the tasks of the DM Control suite, Atari, MinAtar, and the wrappers of
-Gymnasium and of `streamwise.envs`. It has to be the class itself: a subclass may keep anything anywhere.
+classic control, toy text and MuJoCo, the tasks of the DM Control suite, Atari, MinAtar, POPGym, our memory
+probes, and the wrappers of Gymnasium and of `streamwise.envs`. It has to be the class itself: a subclass may
+keep anything anywhere.
 An environment or a wrapper of your own joins in with two methods:
 
     def snapshot(self) -> dict        # of numbers, strings, lists, dicts, arrays, NumPy generators
@@ -17,7 +18,8 @@ all its state in attributes writes `return attributes(self)` and `set_attributes
 
 How each family comes back:
 
-- Pure Python (classic control, toy text, MinAtar, wrappers): by its attributes, which must be plain values.
+- Pure Python (classic control, toy text, MinAtar, POPGym, memory probes, wrappers): by its attributes, which
+  must be plain values, or members of an enumeration.
 - MuJoCo: mjSTATE_INTEGRATION is what the next `mj_step` starts from, but not all that is read before it: Ant
   takes its velocity from the `xpos` of the step before, and DM Control's step begins in the middle of one,
   with `mj_step2`. So `mj_step1` rebuilds contacts, constraints and factorizations, and then the arrays of
@@ -37,6 +39,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import enum
 import functools
 import importlib.metadata
 import math
@@ -67,8 +70,9 @@ _KNOWN = frozenset({  # modules, and packages whose modules, hold classes with a
     "gymnasium.wrappers.stateful_action", "gymnasium.wrappers.stateful_observation",
     "gymnasium.wrappers.stateful_reward", "gymnasium.wrappers.transform_action",
     "gymnasium.wrappers.transform_observation", "gymnasium.wrappers.transform_reward",
-    "gymnasium.wrappers.utils", "minatar", "minatar.environments", "shimmy.dm_control_compatibility",
-    "streamwise.envs.wrappers",
+    "gymnasium.wrappers.utils", "minatar", "minatar.environments", "popgym.core.deck", "popgym.envs",
+    "popgym.wrappers.discrete_action", "shimmy.dm_control_compatibility", "streamwise.envs.ballet",
+    "streamwise.envs.probes", "streamwise.envs.rooms", "streamwise.envs.routes", "streamwise.envs.wrappers",
 })  # fmt: skip
 _TAKE_A_FUNCTION = ("TransformAction", "TransformObservation", "TransformReward")  # which may remember things
 
@@ -271,7 +275,8 @@ def _check_versions(there: dict[str, str], here: dict[str, str]) -> None:
 
 # --- attributes and values as JSON -------------------------------------------------------------------------
 
-_PARTS = ("object", "space", "emulator", "simulation")  # are filled where they are; a plain value is replaced
+# These have to fit what is there; a plain value is replaced.
+_PARTS = ("object", "space", "emulator", "simulation", "member")
 _PLAIN = (NoneType, bool, int, float, str, list, tuple, dict, np.ndarray)
 
 
@@ -285,6 +290,8 @@ def _part(value: Any) -> str | None:
     name = _name(kind)
     if name == "ale_py._ale_py.ALEInterface":
         return "emulator"
+    if isinstance(value, enum.Enum):  # its class is not to be chosen by a snapshot
+        return "member" if _is_known(kind) else None
     if not _is_known(kind):
         return "simulation" if name == "mujoco._structs.MjData" else None
     return "simulation" if hasattr(kind, "legacy_step") else "object"  # only DM Control's Physics has it
@@ -325,6 +332,8 @@ class _Writer:
                 return self._space(value)
             case "simulation":
                 return {"kind": "simulation", **_simulation(value)}
+            case "member":
+                return {"kind": "member", "name": value.name}
         return self._emulator(value, thing._game)
 
     def plain(self, thing: Any, name: str, value: Any) -> Any:
@@ -425,6 +434,9 @@ class _Reader:
                     self._emulator(current, saved)
                 case "simulation":
                     self.later(_set_simulation, current, *_read_simulation(current, saved))
+                case "member":
+                    members: Any = type(current)
+                    self.later(vars(thing).__setitem__, name, members[saved["name"]])
                 case _:
                     value = self.value(saved)
                     if isinstance(value, np.ndarray) and isinstance(current, np.ndarray):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib.metadata
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -117,7 +118,7 @@ class RunConfig(Generic[Settings]):
         if self.out is not None:
             return self.out
         name = f"{self.environment}-{self.agent}-{self.settings.step_size_rule}-seed{self.seed}"
-        return Path("outputs") / name.removeprefix("csv:").replace("/", "-").replace(":", "-").strip("-.")
+        return Path("outputs") / re.sub(r"[/:?&=]+", "-", name.removeprefix("csv:")).strip("-.")
 
     def resolved(self) -> RunConfig[Settings]:
         """Return this configuration with every value that depends on another filled in."""

@@ -18,6 +18,7 @@ __all__ = ["Check", "print_report", "report"]
 _REQUIRED = ("numpy", "torch", "gymnasium", "mujoco", "dm-control", "shimmy", "ale-py", "ray")
 _OPTIONAL = {  # distribution -> the extra that installs it
     "minatar": "minatar",
+    "popgym": "popgym",
     "confluent-kafka": "kafka",
     "redis": "redis",
     "starlette": "serve",

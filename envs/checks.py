@@ -1,0 +1,45 @@
+"""What the memory probes check of the options and actions that they are given."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from streamwise.streams import UsageError
+
+__all__ = ["action_index", "flag", "whole_number"]
+
+
+def whole_number(option: str, value: Any, least: int, most: int | None = None) -> int:
+    """Return `value`, a whole number from `least` to `most`. Raises UsageError, which names the option."""
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or number < least or (most is not None and number > most):
+        allowed = f"{least} or more" if most is None else f"{least} to {most}"
+        raise UsageError(f"{option} is {value!r}; give a whole number, {allowed}.")
+    return number
+
+
+def flag(option: str, value: Any) -> bool:
+    """Return `value`, true or false. Raises UsageError, which names the option."""
+    if not isinstance(value, bool):
+        raise UsageError(f"{option} is {value!r}; give true or false.")
+    return value
+
+
+def action_index(action: Any, count: int, *, over: bool) -> int:
+    """Return the action, 0 to `count` - 1. over: whether the episode has ended, or none has begun.
+
+    Raises UsageError for another action, or if there is no episode to act in.
+    """
+    if over:
+        raise UsageError("there is no episode to act in; call reset first.")
+    try:
+        index = operator.index(action)
+    except TypeError:
+        index = -1
+    if not 0 <= index < count:
+        raise UsageError(f"the action is {action!r}; give a whole number, 0 to {count - 1}.")
+    return index
