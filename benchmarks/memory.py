@@ -4,10 +4,14 @@ A lookup scans the summaries of all M chunks of C steps for the best k, and atte
 beside the same in torch as the formulas are (`reference`), beside torch's fastest words for it (a product,
 `topk`, gathered contents), beside faiss's flat index with the attention of torch, and beside the time that
 the memory of this machine takes to hand over the bytes that must be read: all summaries once, and k chunks
-for each query. That bandwidth is measured, too. All rows of a table take turns.
+for each query. That bandwidth is measured, too. All sides take turns.
+
+Then: what it costs to remember a step, and to read from a store whose contents are on disk, in the page
+cache.
 
     OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/memory.py              # five minutes
     OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/memory.py --most 100000 --plot lookup.png
+    OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/memory.py --only store --spilled 1000000  # 9 GB of disk
 
 `pip install faiss-cpu` for its column.
 """
@@ -16,12 +20,16 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import multiprocessing
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import torch
 import tyro
 from rich.console import Console
@@ -30,14 +38,18 @@ from torch import Tensor
 
 from streamwise.kernels import native_info
 from streamwise.kernels.chunk_attention import attend, lookup, quantize, scan
+from streamwise.memory.hcam import HCAM, ChunkAttention
+from streamwise.memory.store import InProcessStore
 
 _LARGE = 400_000_000  # bytes, more than any cache holds
 
 
 @dataclass(frozen=True)
 class Options:
-    """Measure lookups in a chunk memory and print tables."""
+    """Measure a chunk memory and print tables."""
 
+    only: Literal["lookup", "append", "store"] | None = None
+    """Measure one of them; all by default."""
     most: int = 1_000_000
     """The largest number of chunks."""
     length: int = 32
@@ -52,6 +64,8 @@ class Options:
     """Queries that share a scan."""
     turns: int = 7
     """Turns that each side takes; the first is left out."""
+    spilled: int = 100_000
+    """Chunks of the store on disk."""
     plot: Path | None = None
     """Draw how the time grows with the number of chunks."""
 
@@ -205,6 +219,74 @@ def draw(grown: dict[int, list[tuple[int, float, float]]], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+def appends(options: Options, console: Console) -> None:
+    """Print what a step costs that is remembered, sealing included."""
+    table = Table(title=f"Remembering a step, {options.length} to a chunk: µs a step, of processor time")
+    for heading in ("store", "steps", "median", "mean"):
+        table.add_column(heading, justify="left" if heading == "store" else "right")
+    item, steps = torch.randn(options.width), 200 * options.length
+    with tempfile.TemporaryDirectory() as folder:
+        for name, directory in (("in memory", None), ("on disk", Path(folder) / "chunks")):
+            store = InProcessStore(options.length, options.width, 10_000, directory=directory)
+            memory = HCAM(ChunkAttention(options.width, options.width, length=options.length), store)
+            seconds = []
+            for _ in range(options.turns):
+                started = time.process_time()
+                for _ in range(steps):
+                    memory.append(item)
+                seconds.append((time.process_time() - started) / steps)
+            store.close()
+            table.add_row(
+                name, f"{options.turns * steps:,}", f"{1e6 * statistics.median(seconds[1:]):.2f}",
+                f"{1e6 * statistics.mean(seconds[1:]):.2f}",
+            )  # fmt: skip
+    console.print(table)
+
+
+def use_store(folder: str, options: Options, answer: Any) -> None:
+    """Fill a store on disk in a process of its own, and read from it; answer with what that took."""
+    store = InProcessStore(options.length, options.width, options.spilled, directory=Path(folder))
+    generator = np.random.default_rng(0)
+    chunk = generator.standard_normal((options.length, options.width), np.float32)
+    started = time.perf_counter()
+    for i in range(options.spilled):
+        chunk[0, 0] = i
+        store.append(chunk, first=float(i), last=float(i))
+    filled = time.perf_counter() - started
+    waits = []
+    for _ in range(3_000):
+        ids = generator.integers(options.spilled, size=options.k).tolist()
+        started = time.perf_counter()
+        contents, _ = store.contents(ids)
+        waits.append(time.perf_counter() - started)
+        if contents[:, 0, 0].tolist() != [float(np.float32(i)) for i in ids]:
+            raise RuntimeError("what was read is not what was stored.")
+    store.close()
+    lines = Path("/proc/self/status").read_text().splitlines()
+    anonymous = next(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon"))
+    answer.put((filled, anonymous, waits))
+
+
+def stores(options: Options, console: Console) -> None:
+    """Print what a store on disk costs."""
+    table = Table(title=f"A store on disk: {options.k} chunks a read, from the page cache")
+    for heading in ("chunks", "GB on disk", "chunks/s sealed", "MiB resident", "read: p50 ms", "p99 ms"):
+        table.add_column(heading, justify="right")
+    spawn = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        answer = spawn.Queue()
+        process = spawn.Process(target=use_store, args=(folder, options, answer))
+        process.start()
+        filled, resident, waits = answer.get()
+        process.join()
+        size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+    table.add_row(
+        f"{options.spilled:,}", f"{size / 1e9:.2f}", f"{options.spilled / filled:,.0f}", f"{resident:,.0f}",
+        *(f"{1e3 * np.quantile(waits, q):.3f}" for q in (0.5, 0.99)),
+    )  # fmt: skip
+    console.print(table)
+
+
 def main(options: Options) -> None:
     """Print the tables."""
     torch.set_num_threads(1)
@@ -214,9 +296,14 @@ def main(options: Options) -> None:
         console.print("The native kernels are not built; 'streamwise' is the reference here.")
     else:
         console.print(f"Native kernels: {info.instruction_set}, {info.compiler}.")
-    grown = lookups(options, console)
-    if options.plot is not None:
-        draw(grown, options.plot)
+    if options.only in (None, "lookup"):
+        grown = lookups(options, console)
+        if options.plot is not None:
+            draw(grown, options.plot)
+    if options.only in (None, "append"):
+        appends(options, console)
+    if options.only in (None, "store"):
+        stores(options, console)
 
 
 if __name__ == "__main__":

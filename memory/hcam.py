@@ -19,14 +19,18 @@ agents", arXiv:2105.14039.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from streamwise.kernels.chunk_attention import Implementation, attend, scan
+from streamwise.memory.chunks import ChunkStore, stream_code
 
-__all__ = ["ChunkAttention", "Chunks", "position_table"]
+__all__ = ["HCAM", "ChunkAttention", "Chunks", "position_table"]
 
 _PERIOD = 10_000.0
 _INIT_SCALE = 2.0  # of the variance of weights, over their inputs
@@ -88,6 +92,7 @@ class ChunkAttention(nn.Module):
         if positions and width % 2:
             raise ValueError(f"width is {width}; with positions it must be even.")
         self.heads, self.k, self.joint, self.implementation = heads, k, joint, implementation
+        self.shape = length, width  # of a chunk
         self.select_query = _weights(query_width, features, generator)
         self.select_key = _weights(width, features, generator)
         self.query, self.query_bias = _weights(query_width, features, generator), _zeros(features)
@@ -98,28 +103,28 @@ class ChunkAttention(nn.Module):
 
     def forward(self, x: Tensor, chunks: Chunks) -> Tensor:
         """Read for queries [B, Q, E]; return [B, Q, F], zeros for a query that may see no chunk."""
-        found, logits = self.select(x, chunks)
+        found, logits = self.select(x, chunks.summaries, chunks.visible)
         return self.read(x, chunks, found, logits)
 
-    def select(self, x: Tensor, chunks: Chunks) -> tuple[Tensor, Tensor]:
+    def select(self, x: Tensor, summaries: Tensor, visible: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the chunks that queries would read, int64 [B, Q, k], and their ℓ; see `scan`."""
         select = x @ self.select_query @ self.select_key.T / math.sqrt(self.select_key.shape[1])
-        return scan(
-            select, chunks.summaries, k=self.k, visible=chunks.visible, implementation=self.implementation
-        )
+        return scan(select, summaries, k=self.k, visible=visible, implementation=self.implementation)
 
     def read(self, x: Tensor, chunks: Chunks, found: Tensor, logits: Tensor) -> Tensor:
         """Read these chunks for queries [B, Q, E]; return [B, Q, F]. Summaries are not looked at."""
-        by_head = (self.heads, -1)
-        query = (x @ self.query + self.query_bias).unflatten(-1, by_head)
-        ask = torch.einsum("bqhf,dhf->bqhd", query, self.key.unflatten(1, by_head))
+        query = self._by_head(x @ self.query + self.query_bias)
+        ask = torch.einsum("bqhf,dhf->bqhd", query, self._by_head(self.key))
         pooled = attend(
             ask / math.sqrt(query.shape[-1]), logits, found, chunks.contents, positions=self.positions,
             steps=chunks.steps, joint=self.joint, implementation=self.implementation,
         )  # fmt: skip
-        values = torch.einsum("bqhd,dhf->bqhf", pooled, self.value.unflatten(1, by_head)).flatten(2)
+        values = torch.einsum("bqhd,dhf->bqhf", pooled, self._by_head(self.value)).flatten(2)
         out = (values + self.value_bias) @ self.output + self.output_bias
         return out * (found >= 0).any(-1, keepdim=True)
+
+    def _by_head(self, features: Tensor) -> Tensor:
+        return features.view(*features.shape[:-1], self.heads, -1)
 
 
 def _weights(inputs: int, outputs: int, generator: torch.Generator | None) -> nn.Parameter:
@@ -131,3 +136,139 @@ def _weights(inputs: int, outputs: int, generator: torch.Generator | None) -> nn
 
 def _zeros(features: int) -> nn.Parameter:
     return nn.Parameter(torch.zeros(features))
+
+
+class _Open:
+    """The chunk that is not sealed yet, apart from the module, whose attributes are slow to set."""
+
+    __slots__ = ("episode", "fill", "priority", "steps", "time")
+
+    def __init__(self, length: int, width: int) -> None:
+        self.steps = np.zeros((length, width), np.float32)
+        self.fill = 0
+        self.priority = 0.0  # summed
+        self.time = 0  # steps that were appended, over all episodes
+        self.episode = 0
+
+
+class HCAM(nn.Module):
+    """The memory of one stream, a step at a time: `read` for what is, then `append` what was.
+
+    A chunk is sealed when it has as many steps as the store's chunks are long, or at a boundary, and can be
+    read from the next step on. The steps of the open chunk cannot: who reads needs something else for those,
+    such as the recent past in its observation or a recurrent state.
+
+    attention: of the width of the store. episodes: "own" reads what was in the present episode alone. least:
+    at the end of an episode, the share of a chunk's length that its open steps must be to be kept. stream:
+    what the store calls this stream; other streams in the store are not read.
+
+    >>> from streamwise.memory.store import InProcessStore
+    >>> store = InProcessStore(chunk_length=4, width=8, capacity=100)
+    >>> memory = HCAM(ChunkAttention(6, 8, features=16, heads=2, length=4, k=2), store)
+    >>> for step in range(10):
+    ...     found = memory.read(torch.ones(6))
+    ...     memory.append(torch.full((8,), float(step)))
+    >>> found.shape, len(store)
+    (torch.Size([16]), 2)
+    """
+
+    def __init__(
+        self,
+        attention: ChunkAttention,
+        store: ChunkStore,
+        *,
+        episodes: Literal["own", "all"] = "own",
+        least: float = 0.25,
+        stream: int | str = 0,
+    ) -> None:
+        super().__init__()
+        if episodes not in ("own", "all"):
+            raise ValueError(f"episodes is {episodes!r}; use 'own' or 'all'.")
+        if not 0.0 <= least <= 1.0:
+            raise ValueError(f"least is {least}; use a share, from 0 to 1.")
+        length, width = attention.shape
+        if (store.chunk_length, store.width) != (length, width):
+            raise ValueError(
+                f"the store's chunks are {store.chunk_length} steps of {store.width} numbers, and the "
+                f"attention is for {length} of {width}; make both alike."
+            )
+        self.attention, self.store, self.stream = attention, store, stream
+        self.episodes, self.least = episodes, least
+        self._open = _Open(length, width)
+
+    def append(self, item: Tensor, *, priority: float = 0.0, boundary: bool = False) -> None:
+        """Remember a step, [width], as it is now: no gradient flows to it.
+
+        priority: what `Surprise` keeps chunks by, such as the size of an error. boundary: something ends with
+        this step, so its chunk is sealed, however short.
+        """
+        now = self._open
+        now.steps[now.fill] = item.detach().numpy()
+        now.fill += 1
+        now.priority += priority
+        now.time += 1
+        if boundary or now.fill == len(now.steps):
+            self._seal()
+
+    def end_episode(self) -> None:
+        """Seal or drop the open chunk; what comes is of the next episode."""
+        now = self._open
+        if now.fill and now.fill >= self.least * len(now.steps):
+            self._seal()
+        now.fill, now.priority = 0, 0.0
+        now.episode += 1
+
+    def _seal(self) -> None:
+        now = self._open
+        self.store.append(
+            now.steps[: now.fill], first=float(now.time - now.fill), last=float(now.time - 1),
+            stream=self.stream, episode=now.episode, priority=now.priority / now.fill,
+        )  # fmt: skip
+        now.fill, now.priority = 0, 0.0
+
+    def read(self, x: Tensor) -> Tensor:
+        """Look something up: [E] gives [F], and several queries, [Q, E], give [Q, F]."""
+        queries = x if x.dim() == 2 else x[None]
+        visible = self._visible()
+        summaries = torch.from_numpy(self.store.summaries)[None]
+        slots, logits = self.attention.select(queries[None], summaries, visible)
+        wanted, places = torch.unique(slots[slots >= 0], return_inverse=True)
+        ids = self.store.ids[wanted.numpy()]
+        contents, steps = self.store.contents(ids.tolist())
+        opened = torch.full_like(slots, -1)
+        opened[slots >= 0] = places
+        chunks = Chunks(summaries, torch.from_numpy(contents)[None], steps=torch.from_numpy(steps)[None])
+        found = self.attention.read(queries[None], chunks, opened, logits)[0]
+        self._count(ids, opened, logits)
+        return found if x.dim() == 2 else found[0]
+
+    def _visible(self) -> Tensor | None:
+        seen = self.store.valid & (self.store.column("stream") == stream_code(self.stream))
+        if self.episodes == "own":
+            seen &= self.store.column("episode") == self._open.episode
+        return None if seen.all() else torch.from_numpy(seen)[None, None]
+
+    def _count(self, ids: NDArray[np.int64], opened: Tensor, logits: Tensor) -> None:
+        """Tell the store what each query opened, and how much that weighed."""
+        for chunks, weights in zip(opened[0], logits.detach()[0].softmax(-1), strict=True):
+            known = chunks >= 0
+            if known.any():
+                self.store.used(ids[chunks[known].numpy()].tolist(), weights[known].tolist())
+
+    def memory_state(self) -> dict[str, Tensor]:
+        """Return what is remembered, open steps included, and the store's state; weights are apart."""
+        now = self._open
+        return {
+            "memory.open": torch.from_numpy(now.steps.copy()),
+            "memory.counters": torch.tensor([now.fill, now.time, now.episode]),
+            "memory.priority": torch.tensor([now.priority], dtype=torch.float64),
+            **self.store.state_dict(),
+        }
+
+    def load_memory_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a `memory_state`."""
+        now = self._open
+        now.steps[:] = state["memory.open"].numpy()
+        now.fill, now.time, now.episode = state["memory.counters"].tolist()
+        now.priority = state["memory.priority"].item()
+        self.store.load_state_dict(state)

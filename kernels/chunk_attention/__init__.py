@@ -133,10 +133,11 @@ def _has_kernel(query: Tensor, implementation: Implementation) -> bool:
     """Whether there is a kernel for this query, and it is wanted."""
     if implementation == "reference" or query.dtype not in (torch.float32, torch.float64):
         return False
-    return _is_there(query.device.type)
+    there: bool = _is_there(query.device.type)
+    return there
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _is_there(device: str) -> bool:
     there = (
         find_spec("triton") is not None if device == "cuda" else device == "cpu" and native_info() is not None
