@@ -202,21 +202,25 @@ def lookups(options: Options, console: Console) -> dict[int, list[tuple[int, flo
 
 def draw(grown: dict[int, list[tuple[int, float, float]]], path: Path) -> None:
     """Draw the time of a lookup over the number of chunks."""
-    import matplotlib as mpl
+    import matplotlib.style
+    from matplotlib.figure import Figure
 
-    mpl.use("agg")
-    from matplotlib import pyplot as plt
+    from streamwise.runs.figures import COLOURS, INK, STYLE
 
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    for (queries, points), colour in zip(grown.items(), ("#1f6feb", "#d4572a", "#2a9d5c"), strict=False):
-        chunks, ours, least = zip(*points, strict=True)
-        word = "query" if queries == 1 else "queries"
-        axes.loglog(chunks, [1e6 * s for s in ours], "o-", color=colour, label=f"{queries} {word}")
-        axes.loglog(chunks, [1e6 * s for s in least], ":", color=colour, label="what reading the bytes takes")
-    axes.set(xlabel="chunks", ylabel="µs a lookup", title="A lookup, by how much there is to remember")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
+    with matplotlib.style.context(["default", STYLE]):
+        figure = Figure(figsize=(7, 4.2), layout="constrained")
+        axes = figure.subplots()
+        for (queries, points), colour in zip(grown.items(), COLOURS, strict=False):
+            chunks, ours, least = zip(*points, strict=True)
+            word = "query" if queries == 1 else "queries"
+            axes.loglog(chunks, [1e6 * s for s in ours], "o-", color=colour, label=f"{queries} {word}")
+            axes.loglog(chunks, [1e6 * s for s in least], ":", color=colour)
+        axes.plot([], [], ":", color=INK, label="what reading the bytes takes")
+        axes.set(xlabel="chunks", ylabel="µs a lookup", title="A lookup, by how much there is to remember")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(lambda number, _: f"{number:,.0f}")
+        axes.legend(frameon=False)
+        figure.savefig(path, dpi=110, facecolor="white", metadata={"Software": "streamwise"})
 
 
 def appends(options: Options, console: Console) -> None:
@@ -261,10 +265,10 @@ def use_store(folder: str, options: Options, answer: Any) -> None:
         waits.append(time.perf_counter() - started)
         if contents[:, 0, 0].tolist() != [float(np.float32(i)) for i in ids]:
             raise RuntimeError("what was read is not what was stored.")
-    store.close()
     lines = Path("/proc/self/status").read_text().splitlines()
-    anonymous = next(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon"))
-    answer.put((filled, anonymous, waits))
+    store.close()
+    resident = next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
+    answer.put((filled, resident, waits))
 
 
 def stores(options: Options, console: Console) -> None:
