@@ -37,7 +37,7 @@ from rich.table import Table
 from torch import Tensor
 
 from streamwise.kernels import native_info
-from streamwise.kernels.chunk_attention import attend, lookup, quantize, scan
+from streamwise.kernels.chunk_attention import attend, quantize, scan
 from streamwise.memory.hcam import HCAM, ChunkAttention
 from streamwise.memory.store import InProcessStore
 
@@ -120,10 +120,6 @@ class Memory:
 
     def reference(self) -> Tensor:
         """Look up by the formulas."""
-        if self.stored == self.summaries.shape[1]:
-            return lookup(
-                self.select, self.ask, self.summaries, self.contents, k=self.k, implementation="reference"
-            ).read
         chunks, logits = scan(self.select, self.summaries, k=self.k, implementation="reference")
         return attend(self.ask, logits, chunks % self.stored, self.contents, implementation="reference")
 

@@ -21,6 +21,7 @@ question_frame, answer (the action that pays) and correct.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,7 +51,7 @@ Row = NDArray[np.float32]
 Info = dict[str, Any]
 
 
-class Probe(gymnasium.Env[Row, Any]):
+class Probe(gymnasium.Env[Row, Any], ABC):
     """A script with one question at its end; a subclass says what is drawn and what is shown.
 
     features: the length of an observation. actions: how many answers there are. longest: the frame of the
@@ -65,13 +66,13 @@ class Probe(gymnasium.Env[Row, Any]):
         self._frame, self._question_frame, self._answer = 0, longest, 0
         self._over = True
 
+    @abstractmethod
     def draw(self, generator: np.random.Generator) -> int:
         """Draw what an episode shows; return the answer to its question."""
-        raise NotImplementedError
 
+    @abstractmethod
     def show(self, frame: int, row: Row, generator: np.random.Generator) -> None:
         """Write into the zeros of `row` what frame 0, 1, ..., question_frame shows."""
-        raise NotImplementedError
 
     def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Row, Info]:
         """Start an episode; returns observation and info."""

@@ -12,6 +12,7 @@ The board has 7 rows and 11 columns, of which the agent sees the 5 x 5 cells aro
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -92,7 +93,7 @@ def _board(rows: tuple[str, ...]) -> Grid:
     return np.array([[codes[letter] for letter in row] for row in rows], np.int8)
 
 
-class Rooms(gymnasium.Env[Grid, Any]):
+class Rooms(gymnasium.Env[Grid, Any], ABC):
     """Clock, walking, apples; a subclass furnishes the first and the last room.
 
     apple_frames: those of the middle room, 0 or more. apple_reward: of each apple, or several, of which one
@@ -123,21 +124,21 @@ class Rooms(gymnasium.Env[Grid, Any]):
         self._apple_reward = self._apple_return = self._final_return = 0.0
         self._frame, self._phase, self._over = 0, "first", True
 
+    @abstractmethod
     def furnish_first(self, generator: np.random.Generator) -> tuple[Grid, Cell]:
         """Draw an episode; return the first room and where the agent starts."""
-        raise NotImplementedError
 
+    @abstractmethod
     def furnish_last(self) -> tuple[Grid, Cell]:
         """Return the last room and where the agent starts in it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def may_enter(self, code: int) -> bool:
         """Return whether the agent may walk onto what is no wall."""
-        raise NotImplementedError
 
+    @abstractmethod
     def arrive(self, code: int) -> float:
         """Change the first or the last room as the agent walks onto what is no floor; return the reward."""
-        raise NotImplementedError
 
     def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Grid, Info]:
         """Start an episode; returns observation and info."""

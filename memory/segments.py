@@ -31,9 +31,8 @@ _HEADER_BYTES = 64
 _ALIGNMENT = 64
 _NAME = re.compile(r"segment-(\d{12})\.chunks")
 _MAPS_OPEN = 256  # each holds a file descriptor
-_READS_BETWEEN_TRIMS = (
-    64  # a fault maps 64 KiB around it: some 8 MiB at most, given back in half a millisecond
-)
+# A fault maps 64 KiB around it: between two trims some 8 MiB at most, given back in half a millisecond.
+_READS_BETWEEN_TRIMS = 64
 
 
 class ChunkFileError(OSError):

@@ -181,9 +181,8 @@ class RowFile:
         self._last_step = 0  # on disk
         self._rows = 0  # on disk
         self._written_at = time.monotonic()
-        pa.array(
-            [0.0]
-        )  # the first one imports pandas: now, not in the middle of a run, whose events would wait
+        # pyarrow imports pandas at its first array; in the middle of a run its events would wait for that.
+        pa.array([0.0])
 
     def state(self) -> dict[str, Any]:
         """Return the rows that are not on disk, and the last step that is."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -127,6 +129,21 @@ def test_a_file_is_rewritten_seldom_and_its_rows_wait_in_the_state_meanwhile(tmp
         if on_disk is not None:
             assert [*on_disk, *(row["step"] for row in state["waiting"])] == list(range(1, step + 1))
     assert 3 <= writes <= 6
+
+
+def test_the_first_rows_import_nothing_while_a_run_goes_on(tmp_path):
+    """pyarrow imports pandas at its first array, for which a stream's events would wait."""
+    script = (
+        "import sys; from pathlib import Path; from streamwise.runs.recorder import RowFile\n"
+        "file = RowFile(Path(sys.argv[1])); file.waiting.append({'step': 1, 'return': 0.5})\n"
+        "before = {name.partition('.')[0] for name in sys.modules}\n"
+        "file.write(file.state(), at_once=True)\n"
+        "print(sorted({name.partition('.')[0] for name in sys.modules} - before))\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "rows.parquet")]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert "pandas" not in found.stdout
 
 
 def test_a_series_keeps_every_prediction_and_a_row_an_interval(tmp_path):
