@@ -39,6 +39,14 @@ class Agent(Learner, Protocol):
         """Choose an action; with `explore=False` the greedy one, drawing nothing at random."""
         ...
 
+    def remember(self, observation: NDArray[Any]) -> None:
+        """Take an observation that was acted on into the memory, if there is one, learning nothing."""
+        ...
+
+    def forget(self) -> None:
+        """Remember nothing, as at the start of an episode."""
+        ...
+
 
 class Predictor(Learner, Protocol):
     """A learner that predicts a number."""

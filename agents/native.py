@@ -11,11 +11,14 @@ from torch import nn
 
 from streamwise.agents.generator import CounterGenerator
 from streamwise.agents.learner import Metrics
-from streamwise.agents.networks import ChannelsFirst, FlatNetwork, LayerNorm
+from streamwise.agents.networks import AgentMemory, ChannelsFirst, FlatNetwork, LayerNorm, MemoryNetwork
 from streamwise.agents.settings import StreamSettings
 from streamwise.agents.statistics import TransitionNormalizer
 from streamwise.agents.step_sizes import AdaptiveObGD, Intentional, ObGD, Rule
 from streamwise.kernels.stream_step import make_stream_step
+from streamwise.memory.episode import EpisodeMemory, EpisodeRead
+from streamwise.memory.hcam import ChunkAttention
+from streamwise.memory.recurrent import RecurrentRead
 from streamwise.streams import Action, Transition, UsageError
 
 __all__ = ["Backend", "NativeStep", "native_step"]
@@ -77,6 +80,17 @@ class NativeStep:
             value = self._step.predict(_readable(observation))
             assert value is not None
         return value
+
+    def remember(self, observation: NDArray[Any]) -> None:
+        """Take an observation into the memory as the learner would. Raises what it would."""
+        if not self._step.remember(observation):
+            self.pull()
+            self._samples.observe(observation)
+            self._step.remember(_readable(observation))
+
+    def forget(self) -> None:
+        """Remember nothing, as at the start of an episode."""
+        self._step.forget()
 
     def learn_one(self, transition: Transition) -> Metrics:
         """Make one update as the learner would. Raises what it would, nothing having changed."""
@@ -147,6 +161,7 @@ def native_step(
     check: Callable[[Transition], object],
     networks: dict[str, tuple[FlatNetwork, Rule]],
     generator: CounterGenerator | None = None,
+    memory: AgentMemory | None = None,
     **settings: Any,
 ) -> NativeStep | None:
     """Return the native step of a learner, or None where torch is to run it.
@@ -175,6 +190,7 @@ def native_step(
             "mean": statistics.mean.reshape(-1),
             "squared_deviation": statistics.squared_deviation.reshape(-1),
             "new_action": None,
+            "memory": _memory(memory),
             **{what: _describe(network, rule, samples) for what, (network, rule) in networks.items()},
             **settings,
         }
@@ -201,6 +217,8 @@ def _describe(network: FlatNetwork, rule: Rule, samples: TransitionNormalizer) -
         "parameters": network.parameters,
         "trace": rule.trace,
     }
+    if type(network.module) is MemoryNetwork:
+        description |= _arrays(network.module.read)
     if isinstance(rule, Intentional):
         description |= {
             "rule": "intentional",
@@ -224,13 +242,46 @@ def _describe(network: FlatNetwork, rule: Rule, samples: TransitionNormalizer) -
     return description
 
 
+def _memory(memory: AgentMemory | None) -> dict[str, Any] | None:
+    return memory.native_settings() if type(memory) is EpisodeMemory else None
+
+
+def _arrays(read: nn.Module) -> dict[str, Any]:
+    """What a read uses besides its weights."""
+    if isinstance(read, RecurrentRead):
+        return {"hidden": read.hidden}
+    assert isinstance(read, EpisodeRead)
+    positions = read.attention.positions
+    return {"positions": None if positions is None else positions.reshape(-1)}
+
+
+def _reading(module: MemoryNetwork, shape: tuple[int, ...]) -> tuple[tuple[Any, ...], tuple[int, ...]]:
+    """Describe what a network reads before its body, and the shape of what comes out."""
+    read = module.read
+    if len(shape) != 1 or len(list(module.encoder.modules())) > 1:
+        raise UnsupportedError("there is no native kernel for a memory beside a picture")
+    if type(read) is RecurrentRead and type(read.cell) is nn.GRUCell:
+        features = read.cell.hidden_size
+        return ("recurrent", shape[0], features), (shape[0] + features,)
+    if type(read) is not EpisodeRead or type(read.attention) is not ChunkAttention:
+        raise UnsupportedError(f"there is no native kernel for a {type(read).__name__}")
+    attention = read.attention
+    features = attention.output.shape[1]
+    described = ("read", shape[0], features, attention.heads, attention.k, attention.joint)
+    return described, (shape[0] + features,)
+
+
 def _layers(module: nn.Module, shape: tuple[int, ...]) -> Layers:
     """Describe a sequential network to the engine. Raises UnsupportedError where there is no kernel.
 
     Types are compared, for a subclass may compute something else: a parametrized layer is one.
     """
-    modules = list(module) if type(module) is nn.Sequential else [module]
     layers: Layers = []
+    if type(module) is MemoryNetwork:
+        described, shape = _reading(module, shape)
+        layers.append(described)
+        module = module.body
+    modules = list(module) if type(module) is nn.Sequential else [module]
     for layer in modules:
         if type(layer) is ChannelsFirst and not layers and len(shape) == 3:
             layers.append(("channels_last",))
@@ -255,7 +306,7 @@ def _layers(module: nn.Module, shape: tuple[int, ...]) -> Layers:
             shape = (int(np.prod(shape)),)
         else:
             raise UnsupportedError(f"there is no native kernel for {layer} on an input of shape {shape}")
-    kinds = [kind for kind, *_ in layers if kind != "channels_last"]
+    kinds = [kind for kind, *_ in layers if kind not in ("channels_last", "read", "recurrent")]
     if not kinds or kinds[-1] != "linear" or kinds[0] not in ("linear", "convolution"):
         raise UnsupportedError(
             "the network must begin with a linear or convolutional layer and end with a linear"

@@ -14,11 +14,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from streamwise.memory.episode import EpisodeMemory
+from streamwise.memory.recurrent import RecurrentMemory
 from streamwise.streams import UsageError
 
-__all__ = ["FlatNetwork", "NetworkBuilder", "published_network", "sparse_init_"]
+__all__ = [
+    "AgentMemory",
+    "FlatNetwork",
+    "MemoryNetwork",
+    "NetworkBuilder",
+    "published_network",
+    "sparse_init_",
+]
 
 NetworkBuilder = Callable[[int], nn.Module]  # from the number of outputs to a module
+AgentMemory = EpisodeMemory | RecurrentMemory
 
 
 class LayerNorm(nn.Module):
@@ -48,28 +58,38 @@ def sparse_init_(module: nn.Module, generator: torch.Generator, sparsity: float 
                 layer.bias.zero_()
 
 
-def published_network(observation_shape: tuple[int, ...], hidden_size: int, seed: int) -> NetworkBuilder:
+def published_network(
+    observation_shape: tuple[int, ...], hidden_size: int, seed: int, memory: AgentMemory | None = None
+) -> NetworkBuilder:
     """Return a function from the number of outputs to the published network, sparsely initialized.
 
     [features]: two hidden layers. [10, 10, channels]: MinAtar's convolution and one hidden layer.
     [frames, 84, 84]: the Atari network, whose last hidden layer has 256 units whatever `hidden_size` says.
-    Networks map [1, *observation_shape] to [1, outputs]. Raises UsageError for other shapes.
+    With a memory, what it reads for the observation goes into the hidden layers too; each network reads for
+    itself. Networks map [1, *observation_shape] to [1, outputs]. Raises UsageError for other shapes.
     """
     generator = torch.Generator().manual_seed(seed)
+    read_width = 0 if memory is None else memory.features
 
     def build(outputs: int) -> nn.Module:
-        network = nn.Sequential(*_layers(observation_shape, outputs, hidden_size))
+        encoder, body = _layers(observation_shape, outputs, hidden_size, read_width)
+        network = nn.Sequential(*encoder, *body)
         sparse_init_(network, generator)
-        return network
+        if memory is None:
+            return network
+        return MemoryNetwork(nn.Sequential(*encoder), memory.reader(generator), nn.Sequential(*body))
 
     return build
 
 
-def _layers(observation_shape: tuple[int, ...], outputs: int, hidden_size: int) -> list[nn.Module]:
+def _layers(
+    observation_shape: tuple[int, ...], outputs: int, hidden_size: int, read_width: int
+) -> tuple[list[nn.Module], list[nn.Module]]:
+    """Return what makes features of an observation, and what comes after, where a memory's read joins in."""
     if len(observation_shape) == 1:
         (features,) = observation_shape
-        return [
-            *(nn.Linear(features, hidden_size), LayerNorm(), nn.LeakyReLU()),
+        return [], [
+            *(nn.Linear(features + read_width, hidden_size), LayerNorm(), nn.LeakyReLU()),
             *(nn.Linear(hidden_size, hidden_size), LayerNorm(), nn.LeakyReLU()),
             nn.Linear(hidden_size, outputs),
         ]
@@ -78,7 +98,8 @@ def _layers(observation_shape: tuple[int, ...], outputs: int, hidden_size: int) 
             ChannelsFirst(),  # [1, 10, 10, C] -> [1, C, 10, 10]
             *(nn.Conv2d(observation_shape[2], 16, kernel_size=3), LayerNorm(), nn.LeakyReLU()),
             nn.Flatten(),  # [1, 1024]
-            *(nn.Linear(1024, hidden_size), LayerNorm(), nn.LeakyReLU()),
+        ], [
+            *(nn.Linear(1024 + read_width, hidden_size), LayerNorm(), nn.LeakyReLU()),
             nn.Linear(hidden_size, outputs),
         ]
     if len(observation_shape) == 3 and observation_shape[1:] == (84, 84):
@@ -87,7 +108,8 @@ def _layers(observation_shape: tuple[int, ...], outputs: int, hidden_size: int) 
             *(nn.Conv2d(32, 64, kernel_size=4, stride=3), LayerNorm(), nn.LeakyReLU()),
             *(nn.Conv2d(64, 64, kernel_size=3, stride=2), LayerNorm(), nn.LeakyReLU()),
             nn.Flatten(),  # [1, 256]
-            *(nn.Linear(256, 256), LayerNorm(), nn.LeakyReLU()),
+        ], [
+            *(nn.Linear(256 + read_width, 256), LayerNorm(), nn.LeakyReLU()),
             nn.Linear(256, outputs),
         ]
     raise UsageError(
@@ -102,6 +124,22 @@ class ChannelsFirst(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: [1, height, width, channels]."""
         return x.movedim(-1, 1)
+
+
+class MemoryNetwork(nn.Module):
+    """body([encoder(x), read(x)]): what is seen, and what a memory has for it.
+
+    read: from a flat observation, [1, numbers], to [1, features].
+    """
+
+    def __init__(self, encoder: nn.Module, read: nn.Module, body: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.read, self.body = encoder, read, body
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [1, *observation_shape]."""
+        out: Tensor = self.body(torch.cat([self.encoder(x), self.read(x.flatten(1))], 1))
+        return out
 
 
 class FlatNetwork:

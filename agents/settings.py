@@ -9,8 +9,11 @@ from typing import Any, Literal, get_args
 import torch
 from gymnasium import spaces
 
-from streamwise.agents.networks import FlatNetwork
+from streamwise.agents.generator import mix
+from streamwise.agents.networks import AgentMemory, FlatNetwork, NetworkBuilder
 from streamwise.agents.step_sizes import AdaptiveObGD, Intentional, ObGD, Rule, StepSizeRule
+from streamwise.memory.episode import EpisodeMemory
+from streamwise.memory.recurrent import RecurrentMemory
 from streamwise.streams import Transition, UsageError
 
 __all__ = ["StreamSettings", "observation_shape"]
@@ -19,14 +22,22 @@ OBGD, INTENTIONAL = ("obgd", "adaptive-obgd"), ("intentional",)
 
 SMALLEST_LAYER = 10  # below it, sparse initialization leaves no weight, and the network never learns
 
-# Which settings speak to which step-size rule; setting one that the rule never reads is refused.
-_RULES_THAT_READ = {
-    "step_size": OBGD,
-    "overshoot_margin": OBGD,
-    "policy_overshoot_margin": OBGD,
-    "intended_change": INTENTIONAL,
-    "policy_intended_change": INTENTIONAL,
+# Which settings are read under which values of another; setting one that is never read is refused.
+_READ_WITH = {
+    "step_size": ("step_size_rule", OBGD),
+    "overshoot_margin": ("step_size_rule", OBGD),
+    "policy_overshoot_margin": ("step_size_rule", OBGD),
+    "intended_change": ("step_size_rule", INTENTIONAL),
+    "policy_intended_change": ("step_size_rule", INTENTIONAL),
+    "memory_features": ("memory", ("hcam", "gru")),
+    "memory_heads": ("memory", ("hcam",)),
+    "memory_reads": ("memory", ("hcam",)),
+    "memory_random_reads": ("memory", ("hcam",)),
+    "memory_chunk_length": ("memory", ("hcam",)),
+    "memory_capacity": ("memory", ("hcam",)),
 }
+
+MemoryKind = Literal["none", "hcam", "gru"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,21 @@ class StreamSettings:
     normalized. `train` adds it; in Python, make the environment with time_feature=True too."""
     hidden_size: int = 128
     """Units in each hidden layer (the Atari network's sizes are fixed)."""
+    memory: MemoryKind = "none"
+    """What of the present episode is remembered: nothing; its observations in chunks, looked up by attention
+    (hcam); or a recurrent state with the gradient of one step (gru)."""
+    memory_features: int = 32
+    """Numbers that are read from the memory at each step (hcam, gru)."""
+    memory_heads: int = 1
+    """Heads of the attention inside a chunk; features must be a multiple (hcam)."""
+    memory_reads: int = 8
+    """Chunks that are opened at each step: the best by their summaries (hcam)."""
+    memory_random_reads: int = 0
+    """How many of these are any chunks, not the best: what is never opened is never found (hcam)."""
+    memory_chunk_length: int = 4
+    """Steps in a chunk; the last ones, fewer than these, cannot be read yet (hcam)."""
+    memory_capacity: int = 256
+    """Chunks that are kept, the latest of the episode (hcam)."""
     dtype: Literal["float32", "float64"] = "float32"
     """Precision of weights and traces; statistics are float64 always."""
 
@@ -73,15 +99,33 @@ class StreamSettings:
                 f"hidden_size is {self.hidden_size}; it must be at least {SMALLEST_LAYER}, "
                 "for sparse initialization cuts nine tenths of each unit's inputs, rounded up."
             )
-        for name, choices in (("step_size_rule", get_args(StepSizeRule)), ("dtype", ("float32", "float64"))):
+        for name in ("features", "heads", "reads", "chunk_length", "capacity"):
+            setting = f"memory_{name}"
+            if getattr(self, setting) < 1:
+                raise UsageError(f"{setting} is {getattr(self, setting)}; it must be 1 or more.")
+        if not 0 <= self.memory_random_reads < self.memory_reads:
+            raise UsageError(
+                f"memory_random_reads is {self.memory_random_reads}; it lies from 0 to "
+                f"{self.memory_reads - 1}, for one of the chunks that are read is the best."
+            )
+        if self.memory_features % self.memory_heads:
+            raise UsageError(
+                f"memory_features is {self.memory_features}; it must be a multiple of memory_heads, which is "
+                f"{self.memory_heads}."
+            )
+        for name, choices in (
+            ("step_size_rule", get_args(StepSizeRule)),
+            ("memory", get_args(MemoryKind)),
+            ("dtype", ("float32", "float64")),
+        ):
             if getattr(self, name) not in choices:
                 raise UsageError(f"{name} is {getattr(self, name)!r}; choose one of: {', '.join(choices)}.")
         for field in fields(self):
-            readers = _RULES_THAT_READ.get(field.name)
+            other, readers = _READ_WITH.get(field.name, ("", ()))
             changed = getattr(self, field.name) != field.default
-            if readers and changed and self.step_size_rule not in readers:
+            if readers and changed and getattr(self, other) not in readers:
                 raise UsageError(
-                    f"{field.name} has no effect with step_size_rule {self.step_size_rule!r}; "
+                    f"{field.name} has no effect with {other} {getattr(self, other)!r}; "
                     f"it belongs to {' and '.join(readers)}."
                 )
 
@@ -93,6 +137,29 @@ class StreamSettings:
     def value_ends(self, transition: Transition) -> bool:
         """Return whether nothing is valued beyond this transition."""
         return transition.terminated or (transition.truncated and not self.bootstrap_on_truncation)
+
+    def memory_for(
+        self, shape: tuple[int, ...], network: NetworkBuilder | None, seed: int
+    ) -> AgentMemory | None:
+        """Make the memory that is asked for, of observations of this shape, or None for none.
+
+        Raises UsageError if there is to be a memory beside a network of the user's own, which would not read
+        it.
+        """
+        if self.memory != "none" and network is not None:
+            raise UsageError(
+                f"memory {self.memory!r} is read by the built-in networks; leave out it, or your network."
+            )
+        width = math.prod(shape)
+        if self.memory == "gru":
+            return RecurrentMemory(width, features=self.memory_features, dtype=self.torch_dtype)
+        if self.memory == "hcam":
+            return EpisodeMemory(
+                width, chunk_length=self.memory_chunk_length, capacity=self.memory_capacity,
+                features=self.memory_features, heads=self.memory_heads, k=self.memory_reads,
+                random_reads=self.memory_random_reads, key=mix(seed), dtype=self.torch_dtype,
+            )  # fmt: skip
+        return None
 
     def rule_for(
         self,

@@ -76,7 +76,8 @@ class StreamAC:
         self.config = c = config or StreamACConfig()
         self.observation_space, self.action_space = observation_space, action_space
         shape = observation_shape(observation_space, c.time_feature, "stream-ac")
-        build = network or published_network(shape, c.hidden_size, seed)
+        self.memory = c.memory_for(shape, network, seed)
+        build = network or published_network(shape, c.hidden_size, seed, self.memory)
         self.policy = policy_for(action_space)
         self.critic = FlatNetwork(build(1), c.torch_dtype)
         self.actor = FlatNetwork(build(self.policy.outputs), c.torch_dtype)
@@ -94,6 +95,7 @@ class StreamAC:
             self._check,
             {"value": (self.critic, self.critic_rule), "policy": (self.actor, self.actor_rule)},
             self.generator,
+            self.memory,
             entropy_coefficient=float(c.entropy_coefficient),
             **self.policy.native_settings(),
         )
@@ -120,14 +122,15 @@ class StreamAC:
         observation, reward, next_observation = self.samples.learn_one(transition, value_ends)
 
         value = self.critic(observation)[0]
+        outputs = self.actor(observation)
+        if self.memory is not None:
+            self.memory.append(observation.flatten())
         next_value = 0.0 if value_ends else self.critic.predict(next_observation).item()
         td_error = reward + c.discount * next_value - value.item()
 
         # An entropy bonus that follows the sign of the TD error pushes towards exploring when the update
         # reinforces the action and against the action's confidence when it does not.
-        log_probability, entropy = self.policy.log_probability_and_entropy(
-            self.actor(observation), transition.action
-        )
+        log_probability, entropy = self.policy.log_probability_and_entropy(outputs, transition.action)
         sign = float((td_error > 0.0) - (td_error < 0.0))
         objective = log_probability + c.entropy_coefficient * sign * entropy
 
@@ -141,6 +144,8 @@ class StreamAC:
         if transition.terminated or transition.truncated:
             self.critic_rule.trace.zero_()
             self.actor_rule.trace.zero_()
+            if self.memory is not None:
+                self.memory.clear()
         return {
             "value": value.item(),
             "td_error_magnitude": abs(td_error),
@@ -153,6 +158,20 @@ class StreamAC:
         self.policy.check(transition.action, self.samples.steps + 1)
         self.samples.check(transition)
 
+    def remember(self, observation: NDArray[Any]) -> None:
+        """Take an observation that was acted on into the memory, if there is one, learning nothing."""
+        if self.native is not None:
+            self.native.remember(observation)
+        elif self.memory is not None:
+            self.memory.append(self.samples.observe(observation).flatten())
+
+    def forget(self) -> None:
+        """Remember nothing, as at the start of an episode. What was learned stays."""
+        if self.native is not None:
+            self.native.forget()
+        elif self.memory is not None:
+            self.memory.clear()
+
     def state_dict(self) -> State:
         """Return everything: weights, traces, statistics, counters, generator."""
         if self.native is not None:
@@ -163,6 +182,7 @@ class StreamAC:
             **self.critic_rule.state_dict("critic"),
             **self.actor_rule.state_dict("actor"),
             **self.samples.state_dict(),
+            **({} if self.memory is None else self.memory.state_dict()),
             **self.generator.state_dict(),
         }
 
@@ -173,6 +193,8 @@ class StreamAC:
         self.critic_rule.load_state_dict(state, "critic")
         self.actor_rule.load_state_dict(state, "actor")
         self.samples.load_state_dict(state)
+        if self.memory is not None:
+            self.memory.load_state_dict(state)
         self.generator.load_state_dict(state)
         if self.native is not None:
             self.native.push()

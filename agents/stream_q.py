@@ -63,7 +63,8 @@ class StreamQ:
         self.observation_space, self.action_space = observation_space, action_space
         shape = observation_shape(observation_space, c.time_feature, "stream-q")
         self.actions = actions_of(action_space, "stream-q")
-        build = network or published_network(shape, c.hidden_size, seed)
+        self.memory = c.memory_for(shape, network, seed)
+        build = network or published_network(shape, c.hidden_size, seed, self.memory)
         self.network = FlatNetwork(build(self.actions), c.torch_dtype)
         self.rule = c.rule_for(self.network, c.overshoot_margin, c.intended_change)
         self.samples = TransitionNormalizer(shape, c.discount, c.torch_dtype, passthrough=int(c.time_feature))
@@ -76,6 +77,7 @@ class StreamQ:
             self._check,
             {"value": (self.network, self.rule)},
             self.generator,
+            self.memory,
             actions=self.actions,
             **c.native_settings(),
         )
@@ -106,6 +108,8 @@ class StreamQ:
 
         values = self.network(observation)
         value = values[action]
+        if self.memory is not None:
+            self.memory.append(observation.flatten())
         next_value = 0.0 if value_ends else self.network.predict(next_observation).max().item()
         td_error = reward + c.discount * next_value - value.item()
 
@@ -115,6 +119,8 @@ class StreamQ:
         # What follows an exploratory action says nothing about the greedy policy before it.
         if transition.terminated or transition.truncated or action != greedy_action(values.detach()):
             self.rule.trace.zero_()
+        if self.memory is not None and (transition.terminated or transition.truncated):
+            self.memory.clear()
         return {
             "value": value.item(),
             "td_error_magnitude": abs(td_error),
@@ -127,6 +133,20 @@ class StreamQ:
         self.samples.check(transition)
         return action
 
+    def remember(self, observation: NDArray[Any]) -> None:
+        """Take an observation that was acted on into the memory, if there is one, learning nothing."""
+        if self.native is not None:
+            self.native.remember(observation)
+        elif self.memory is not None:
+            self.memory.append(self.samples.observe(observation).flatten())
+
+    def forget(self) -> None:
+        """Remember nothing, as at the start of an episode. What was learned stays."""
+        if self.native is not None:
+            self.native.forget()
+        elif self.memory is not None:
+            self.memory.clear()
+
     def state_dict(self) -> State:
         """Return everything: weights, trace, statistics, counters, generator."""
         if self.native is not None:
@@ -135,6 +155,7 @@ class StreamQ:
             "value.parameters": self.network.parameters.clone(),
             **self.rule.state_dict("value"),
             **self.samples.state_dict(),
+            **({} if self.memory is None else self.memory.state_dict()),
             **self.generator.state_dict(),
         }
 
@@ -143,6 +164,8 @@ class StreamQ:
         self.network.parameters.copy_(state["value.parameters"])
         self.rule.load_state_dict(state, "value")
         self.samples.load_state_dict(state)
+        if self.memory is not None:
+            self.memory.load_state_dict(state)
         self.generator.load_state_dict(state)
         if self.native is not None:
             self.native.push()

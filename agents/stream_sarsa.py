@@ -64,7 +64,8 @@ class StreamSARSA:
         self.observation_space, self.action_space = observation_space, action_space
         shape = observation_shape(observation_space, c.time_feature, "stream-sarsa")
         self.actions = actions_of(action_space, "stream-sarsa")
-        build = network or published_network(shape, c.hidden_size, seed)
+        self.memory = c.memory_for(shape, network, seed)
+        build = network or published_network(shape, c.hidden_size, seed, self.memory)
         self.network = FlatNetwork(build(self.actions), c.torch_dtype)
         self.rule = c.rule_for(self.network, c.overshoot_margin, c.intended_change)
         self.samples = TransitionNormalizer(shape, c.discount, c.torch_dtype, passthrough=int(c.time_feature))
@@ -77,6 +78,7 @@ class StreamSARSA:
             self._check,
             {"value": (self.network, self.rule)},
             self.generator,
+            self.memory,
             actions=self.actions,
             **c.native_settings(),
         )
@@ -117,6 +119,8 @@ class StreamSARSA:
 
         self.next_action = None  # a recorded stream never calls `act` to take it
         value = self.network(observation)[action]
+        if self.memory is not None:
+            self.memory.append(observation.flatten())
         if value_ends:
             next_value = 0.0
         else:
@@ -131,6 +135,8 @@ class StreamSARSA:
         )
         if ended:
             self.rule.trace.zero_()
+            if self.memory is not None:
+                self.memory.clear()
         return {
             "value": value.item(),
             "td_error_magnitude": abs(td_error),
@@ -143,6 +149,20 @@ class StreamSARSA:
         self.samples.check(transition)
         return action
 
+    def remember(self, observation: NDArray[Any]) -> None:
+        """Take an observation that was acted on into the memory, if there is one, learning nothing."""
+        if self.native is not None:
+            self.native.remember(observation)
+        elif self.memory is not None:
+            self.memory.append(self.samples.observe(observation).flatten())
+
+    def forget(self) -> None:
+        """Remember nothing, as at the start of an episode. What was learned stays."""
+        if self.native is not None:
+            self.native.forget()
+        elif self.memory is not None:
+            self.memory.clear()
+
     def state_dict(self) -> State:
         """Return everything: weights, trace, statistics, counters, generator."""
         if self.native is not None:
@@ -151,6 +171,7 @@ class StreamSARSA:
             "value.parameters": self.network.parameters.clone(),
             **self.rule.state_dict("value"),
             **self.samples.state_dict(),
+            **({} if self.memory is None else self.memory.state_dict()),
             **self.generator.state_dict(),
             "next_action": torch.tensor(-1 if self.next_action is None else self.next_action),
         }
@@ -160,6 +181,8 @@ class StreamSARSA:
         self.network.parameters.copy_(state["value.parameters"])
         self.rule.load_state_dict(state, "value")
         self.samples.load_state_dict(state)
+        if self.memory is not None:
+            self.memory.load_state_dict(state)
         self.generator.load_state_dict(state)
         next_action = int(state["next_action"])
         self.next_action = None if next_action < 0 else next_action

@@ -55,12 +55,19 @@ class StreamTD:
         self.config = c = config or StreamTDConfig()
         self.observation_space, self.action_space = observation_space, action_space
         shape = observation_shape(observation_space, c.time_feature, "stream-td")
-        build = network or published_network(shape, c.hidden_size, seed)
+        self.memory = c.memory_for(shape, network, seed)
+        build = network or published_network(shape, c.hidden_size, seed, self.memory)
         self.network = FlatNetwork(build(1), c.torch_dtype)
         self.rule = c.rule_for(self.network, c.overshoot_margin, c.intended_change)
         self.samples = TransitionNormalizer(shape, c.discount, c.torch_dtype, passthrough=int(c.time_feature))
         self.native = native_step(
-            backend, "stream-td", c, self.samples, self.samples.check, {"value": (self.network, self.rule)}
+            backend,
+            "stream-td",
+            c,
+            self.samples,
+            self.samples.check,
+            {"value": (self.network, self.rule)},
+            memory=self.memory,
         )
 
     def predict_one(self, observation: NDArray[Any]) -> float:
@@ -86,6 +93,8 @@ class StreamTD:
         observation, reward, next_observation = self.samples.learn_one(transition, value_ends)
 
         value = self.network(observation)[0]
+        if self.memory is not None:
+            self.memory.append(observation.flatten())
         next_value = 0.0 if value_ends else self.network.predict(next_observation).item()
         td_error = reward + c.discount * next_value - value.item()
 
@@ -94,11 +103,27 @@ class StreamTD:
         )
         if transition.terminated or transition.truncated:
             self.rule.trace.zero_()
+            if self.memory is not None:
+                self.memory.clear()
         return {
             "prediction": value.item() * deviation,
             "td_error_magnitude": abs(td_error),
             "step_size": step,
         }
+
+    def remember(self, observation: NDArray[Any]) -> None:
+        """Take an observation that was acted on into the memory, if there is one, learning nothing."""
+        if self.native is not None:
+            self.native.remember(observation)
+        elif self.memory is not None:
+            self.memory.append(self.samples.observe(observation).flatten())
+
+    def forget(self) -> None:
+        """Remember nothing, as at the start of an episode. What was learned stays."""
+        if self.native is not None:
+            self.native.forget()
+        elif self.memory is not None:
+            self.memory.clear()
 
     def state_dict(self) -> State:
         """Return everything: weights, trace, statistics, counters."""
@@ -108,6 +133,7 @@ class StreamTD:
             "value.parameters": self.network.parameters.clone(),
             **self.rule.state_dict("value"),
             **self.samples.state_dict(),
+            **({} if self.memory is None else self.memory.state_dict()),
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -115,5 +141,7 @@ class StreamTD:
         self.network.parameters.copy_(state["value.parameters"])
         self.rule.load_state_dict(state, "value")
         self.samples.load_state_dict(state)
+        if self.memory is not None:
+            self.memory.load_state_dict(state)
         if self.native is not None:
             self.native.push()

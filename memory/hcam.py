@@ -106,10 +106,18 @@ class ChunkAttention(nn.Module):
         found, logits = self.select(x, chunks.summaries, chunks.visible)
         return self.read(x, chunks, found, logits)
 
-    def select(self, x: Tensor, summaries: Tensor, visible: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def select(
+        self, x: Tensor, summaries: Tensor, visible: Tensor | None = None, *, k: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the chunks that queries would read, int64 [B, Q, k], and their ℓ; see `scan`."""
         select = x @ self.select_query @ self.select_key.T / math.sqrt(self.select_key.shape[1])
-        return scan(select, summaries, k=self.k, visible=visible, implementation=self.implementation)
+        return scan(
+            select,
+            summaries,
+            k=self.k if k is None else k,
+            visible=visible,
+            implementation=self.implementation,
+        )
 
     def read(self, x: Tensor, chunks: Chunks, found: Tensor, logits: Tensor) -> Tensor:
         """Read these chunks for queries [B, Q, E]; return [B, Q, F]. Summaries are not looked at."""

@@ -89,12 +89,14 @@ def evaluate(
 
 def _play(agent: Any, environment: Any, explore: bool, film: Film | None) -> tuple[float, int]:
     observation, _ = environment.reset()
+    agent.forget()
     episode_return, length, ended = 0.0, 0, False
     with film or contextlib.nullcontext():
         while not ended:
             if film is not None:
                 film.add_frame()
             action = agent.act(observation, explore=explore)
+            agent.remember(observation)
             observation, reward, terminated, truncated, _ = environment.step(action)
             episode_return += float(reward)
             length += 1

@@ -39,4 +39,8 @@ struct Functions {
                       T* scratch);
 };
 
+// Those of an instruction set; native.cpp.
+Functions<float> float_functions(const char* instruction_set);
+Functions<double> double_functions(const char* instruction_set);
+
 }  // namespace streamwise::chunk_attention

@@ -58,14 +58,8 @@ namespace avx512 {
 #endif
 }  // namespace streamwise::chunk_attention
 
+namespace streamwise::chunk_attention {
 namespace {
-
-using namespace streamwise::chunk_attention;
-
-template <class T, int dimensions>
-using Array = nb::ndarray<T, nb::ndim<dimensions>, nb::c_contig, nb::device::cpu>;
-template <class T, int dimensions>
-using Maybe = std::optional<Array<const T, dimensions>>;
 
 template <class T>
 Functions<T> functions_for(const std::string& instruction_set) {
@@ -76,6 +70,22 @@ Functions<T> functions_for(const std::string& instruction_set) {
   (void)instruction_set;
   return baseline::functions<T>();
 }
+
+}  // namespace
+
+Functions<float> float_functions(const char* instruction_set) { return functions_for<float>(instruction_set); }
+Functions<double> double_functions(const char* instruction_set) { return functions_for<double>(instruction_set); }
+
+}  // namespace streamwise::chunk_attention
+
+namespace {
+
+using namespace streamwise::chunk_attention;
+
+template <class T, int dimensions>
+using Array = nb::ndarray<T, nb::ndim<dimensions>, nb::c_contig, nb::device::cpu>;
+template <class T, int dimensions>
+using Maybe = std::optional<Array<const T, dimensions>>;
 
 void require(bool holds, const char* what) {
   if (!holds) throw nb::value_error(what);

@@ -8,11 +8,13 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../chunk_attention/lookup.h"
+
 namespace streamwise {
 
 constexpr int64_t kMaxLayers = 32;  // of one network; agents/native.py says the same
 
-enum class LayerKind : int { linear, convolution, layer_norm, leaky_relu, flatten };
+enum class LayerKind : int { read, recurrent, linear, convolution, layer_norm, leaky_relu, flatten };
 
 // One layer. Grids are [channel, position], so that flatten has nothing to do; only the input of the first layer may be
 // [position, channel] (`channels_last`), as MinAtar's grids are.
@@ -24,6 +26,20 @@ struct LayerSpec {
   int64_t height_out = 0, width_out = 0;                          // convolution
   bool channels_last = false;                                     // convolution: how its input lies
   double slope = 0.0;                                             // leaky_relu
+  int64_t features = 0, heads = 0, k = 0;                         // read, recurrent: as many features beside its input
+  bool joint = false;                                             // read
+};
+
+// What a learner remembers of its episode; memory/episode.py says how it lies.
+struct MemorySpec {
+  void* contents = nullptr;     // [slots, length, row], the learner's own, changed in place; null: no memory
+  void* summaries = nullptr;    // [slots, row]
+  uint8_t* visible = nullptr;   // [slots]
+  int64_t* counters = nullptr;  // chunks sealed, steps of the open chunk, steps of all episodes, key of random reads
+  int64_t slots = 0, length = 0, row = 0;
+  int64_t random_reads = 0;     // of the chunks that are read, how many are any
+  chunk_attention::Functions<float> of_float{};
+  chunk_attention::Functions<double> of_double{};
 };
 
 enum class RuleKind : int { obgd, adaptive_obgd, intentional };
@@ -51,6 +67,8 @@ struct NetworkSpec {
   void* second_moment;  // [size], or null for obgd
   int64_t size;
   RuleSpec rule;
+  void* positions;  // read: [length, row] of the memory's chunks, or null
+  void* hidden;     // recurrent: [features], the learner's own, changed in place
 };
 
 enum class LearnerKind : int { stream_ac, stream_q, stream_sarsa, stream_td };
@@ -60,6 +78,7 @@ enum class InputKind : int { uint8, float32, float64 };
 struct LearnerSpec {
   LearnerKind kind;
   NetworkSpec value, policy;  // policy: stream_ac only
+  MemorySpec memory;
   PolicyKind policy_kind;
   int64_t actions;            // discrete actions, or the size of a continuous one
   int64_t observation_size, passthrough;
@@ -100,7 +119,10 @@ class Learner {
                          StepMetrics& metrics) = 0;
   // stream_td: the value of an observation in units of the scaled reward; false if it is not finite.
   virtual bool predict(const void* observation, InputKind kind, double& value) = 0;
-  // Something outside has written to the parameters or the statistics: forget what was kept.
+  // Take an observation into the memory, learning nothing; false if it is not finite.
+  virtual bool remember(const void* observation, InputKind kind) = 0;
+  virtual void clear_memory() = 0;  // as at the start of an episode
+  // Something outside has written to the parameters or the statistics: forget what was computed.
   virtual void forget() = 0;
 };
 

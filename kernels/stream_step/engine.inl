@@ -8,6 +8,8 @@
 #include "dense.inl"
 #include "convolution.inl"
 #include "rules.inl"
+#include "memory.inl"
+#include "recurrent.inl"
 #include "network.inl"
 #include "samples.inl"
 #include "learners.inl"

@@ -2,12 +2,6 @@
 
 // --- random draws: agents/generator.py, bit for bit ----------------------------------------------------------
 
-static uint64_t mix(uint64_t bits) {
-  bits = (bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9ull;
-  bits = (bits ^ (bits >> 27)) * 0x94D049BB133111EBull;
-  return bits ^ (bits >> 31);
-}
-
 static double uniform(LearnerState& state) {
   state.counter += 1;
   return double(mix(state.key + state.counter * 0x9E3779B97F4A7C15ull) >> 11) * 0x1.0p-53;
@@ -33,7 +27,11 @@ template <class T>
 class NativeLearner : public Learner {
  public:
   explicit NativeLearner(const LearnerSpec& given)
-      : spec(given), samples(given), value(given.value, scratch), decay(given.discount * given.trace_decay) {
+      : spec(given),
+        samples(given),
+        memory(given.memory),
+        value(given.value, memory, scratch),
+        decay(given.discount * given.trace_decay) {
     now.allocate(samples.size);
     next.allocate(samples.size);
     looked_at.allocate(samples.size);
@@ -46,6 +44,22 @@ class NativeLearner : public Learner {
     samples.forget();
     value.weights_changed();
     value_now.valid = value_next.valid = false;
+  }
+
+  bool remember(const void* observation, InputKind kind) override {
+    FlushDenormals flush;
+    const T* x = observe(observation, kind, value_now);
+    if (!x) return false;
+    forget_reads();  // some may be of another observation that lay in the same place
+    append(x);
+    forget_reads();
+    return true;
+  }
+
+  void clear_memory() override {
+    if (memory.present()) memory.clear();
+    value.clear_state();
+    forget_reads();
   }
 
   bool predict(const void* observation, InputKind kind, double& predicted) override {
@@ -106,15 +120,36 @@ class NativeLearner : public Learner {
     return best;
   }
 
+  // Forward passes of `now`, and of `next` if what is there counts: it may look back at `now`.
+  void forward_both(bool both) {
+    if (both && !remembers()) return value.forward_pair(now.data, value_now, next.data, value_next);
+    value.forward(now.data, value_now);
+    append(now.data);
+    if (both) value.forward(next.data, value_next);
+  }
+
   // The critic's values now and next; 0 for what comes after an ending.
   void values(bool terminated, bool truncated, double& value_of, double& next_value) {
-    if (bootstraps(terminated, truncated)) {
-      value.forward_pair(now.data, value_now, next.data, value_next);
-      next_value = double(value.forward(next.data, value_next)[0]);
-    } else {
-      next_value = 0.0;
-    }
+    const bool both = bootstraps(terminated, truncated);
+    forward_both(both);
     value_of = double(value.forward(now.data, value_now)[0]);
+    next_value = both ? double(value.forward(next.data, value_next)[0]) : 0.0;
+  }
+
+  bool remembers() const { return memory.present() || value.is_recurrent(); }
+
+  // Remember x. What was computed of it stays what it was then.
+  virtual void append(const T* x) {
+    if (memory.present()) memory.append(x, samples.size);
+    value.move_on(x, value_now);
+  }
+
+  // The memory is another than when these were computed.
+  virtual void forget_reads() { value_now.valid = value_next.valid = false; }
+
+  void end_episode() {
+    value.clear_trace();
+    clear_memory();
   }
 
   // One step of the value network towards td_error, along the trace of output `index`.
@@ -130,6 +165,7 @@ class NativeLearner : public Learner {
   LearnerSpec spec;
   Samples samples;
   Scratch<T> scratch;
+  Memory<T> memory;
   Network<T> value;
   const double decay;
   Array<T> now, next, looked_at, value_delta;
@@ -142,7 +178,7 @@ class NativeAC final : public NativeLearner<T> {
   using Base = NativeLearner<T>;
   using Base::spec, Base::state, Base::decay, Base::value;
 
-  explicit NativeAC(const LearnerSpec& given) : Base(given), policy(given.policy, this->scratch) {
+  explicit NativeAC(const LearnerSpec& given) : Base(given), policy(given.policy, this->memory, this->scratch) {
     policy.prepare(policy_now);
     policy_delta.allocate(policy.outputs());
     per_action.allocate(spec.actions);
@@ -179,11 +215,11 @@ class NativeAC final : public NativeLearner<T> {
     if (!this->learn_from(observation, kind, raw_reward, next_observation, next_kind, terminated, truncated, reward))
       return false;
 
+    const T* outputs = policy.forward(this->now.data, policy_now);  // before `now` is remembered
     double value_of, next_value;
     this->values(terminated, truncated, value_of, next_value);
     const double td_error = reward + spec.discount * next_value - value_of;
 
-    const T* outputs = policy.forward(this->now.data, policy_now);
     const double bonus = spec.entropy_coefficient * (td_error > 0.0 ? 1.0 : td_error < 0.0 ? -1.0 : 0.0);
     const double entropy =
         spec.policy_kind == PolicyKind::gaussian ? gaussian(outputs, action, bonus) : categorical(outputs, action, bonus);
@@ -193,7 +229,7 @@ class NativeAC final : public NativeLearner<T> {
     metrics.policy_step_size = policy.update(policy_now, td_error, decay, state.policy);
     policy_now.valid = false;
     if (terminated || truncated) {
-      value.clear_trace();
+      this->end_episode();
       policy.clear_trace();
     }
     metrics.value = value_of;
@@ -257,6 +293,21 @@ class NativeAC final : public NativeLearner<T> {
     return entropy;
   }
 
+  void forget_reads() override {
+    Base::forget_reads();
+    policy_now.valid = false;
+  }
+
+  void append(const T* x) override {
+    Base::append(x);
+    policy.move_on(x, policy_now);
+  }
+
+  void clear_memory() override {
+    policy.clear_state();
+    Base::clear_memory();
+  }
+
   Network<T> policy;
   Activations<T> policy_now;
   Array<T> policy_delta;
@@ -298,7 +349,7 @@ class NativeQ final : public NativeLearner<T> {  // and SARSA
     const bool ended = terminated || truncated;
 
     const bool bootstraps = this->bootstraps(terminated, truncated);
-    if (bootstraps) value.forward_pair(this->now.data, this->value_now, this->next.data, this->value_next);
+    this->forward_both(bootstraps);
     const T* values = value.forward(this->now.data, this->value_now);
     const double value_of = double(values[taken]);
     const bool greedy_taken = taken == this->greedy(values);
@@ -316,7 +367,8 @@ class NativeQ final : public NativeLearner<T> {  // and SARSA
     const double td_error = reward + spec.discount * next_value - value_of;
 
     metrics.step_size = this->update_value(taken, td_error);
-    if (ended || (!is_sarsa() && !greedy_taken)) value.clear_trace();
+    if (ended) this->end_episode();
+    else if (!is_sarsa() && !greedy_taken) value.clear_trace();
     metrics.value = value_of;
     metrics.td_error_magnitude = __builtin_fabs(td_error);
     return true;
@@ -347,7 +399,7 @@ class NativeTD final : public NativeLearner<T> {
     this->values(terminated, truncated, value_of, next_value);
     const double td_error = reward + spec.discount * next_value - value_of;
     metrics.step_size = this->update_value(0, td_error);
-    if (terminated || truncated) value.clear_trace();
+    if (terminated || truncated) this->end_episode();
     metrics.prediction = value_of * deviation;
     metrics.td_error_magnitude = __builtin_fabs(td_error);
     return true;

@@ -87,6 +87,12 @@ T get(const nb::dict& from, const char* name) {
   }
 }
 
+std::string type_name(nb::dlpack::dtype dtype) {
+  const char* kind = dtype.code == uint8_t(nb::dlpack::dtype_code::Float) ? "float"
+                     : dtype.code == uint8_t(nb::dlpack::dtype_code::Int) ? "int" : "uint";
+  return kind + std::to_string(dtype.bits);
+}
+
 // A writable, contiguous, one-dimensional array of the learner's own; its memory is used, never copied, and stays
 // while the answer is held.
 nb::ndarray<> own_array(nb::handle object, const std::string& name, nb::dlpack::dtype dtype, int64_t size) {
@@ -95,7 +101,7 @@ nb::ndarray<> own_array(nb::handle object, const std::string& name, nb::dlpack::
     throw nb::type_error((name + " is not an array that can be written to").c_str());
   if (array.device_type() != nb::device::cpu::value) throw nb::value_error((name + " is not on the CPU").c_str());
   if (array.dtype() != dtype)
-    throw nb::type_error((name + " must hold float" + std::to_string(dtype.bits)).c_str());
+    throw nb::type_error((name + " must hold " + type_name(dtype)).c_str());
   if (array.ndim() != 1 || (size >= 0 && int64_t(array.shape(0)) != size))
     throw nb::value_error((name + " has the wrong shape; expected [" + std::to_string(size) + "]").c_str());
   if (array.shape(0) > 1 && array.stride(0) != 1) throw nb::value_error((name + " is not contiguous").c_str());
@@ -130,7 +136,8 @@ T layer_entry(const nb::tuple& entry, size_t at, size_t layer) {
 }
 
 // Read the layers and check that each fits the one before it: the engine itself checks nothing.
-std::vector<LayerSpec> read_layers(const nb::list& described, int64_t inputs, int64_t& parameters) {
+std::vector<LayerSpec> read_layers(const nb::list& described, int64_t inputs, const MemorySpec& memory,
+                                   int64_t& parameters) {
   std::vector<LayerSpec> layers;
   parameters = 0;
   int64_t current = inputs;
@@ -154,6 +161,25 @@ std::vector<LayerSpec> read_layers(const nb::list& described, int64_t inputs, in
       if (number(1) != current) refuse_layer(index, "takes another number of inputs than come");
       if (positions != 1) refuse_layer(index, "a linear layer needs flatten before it");
       parameters += layer.outputs * (layer.inputs + 1);
+    } else if (kind == "read") {
+      if (index != 0) refuse_layer(index, "read is only for the input");
+      if (memory.contents == nullptr) refuse_layer(index, "there is no memory to read");
+      layer.kind = LayerKind::read;
+      if (number(1) != current) refuse_layer(index, "takes another number of inputs than come");
+      layer.features = number(2), layer.heads = number(3), layer.k = number(4);
+      layer.joint = layer_entry<bool>(entry, 5, index);
+      if (memory.random_reads < 0 || memory.random_reads >= layer.k) refuse_layer(index, "reads no chunk but random ones");
+      if (layer.features % layer.heads != 0) refuse_layer(index, "its features are no multiple of its heads");
+      times(times(layer.heads, layer.k, index), memory.length, index);
+      parameters += times(layer.features, 2 * current + 3 * memory.row + layer.features + 3, index);
+      layer.outputs = current + layer.features;
+    } else if (kind == "recurrent") {
+      if (index != 0) refuse_layer(index, "recurrent is only for the input");
+      layer.kind = LayerKind::recurrent;
+      if (number(1) != current) refuse_layer(index, "takes another number of inputs than come");
+      layer.features = number(2);
+      parameters += times(3 * layer.features, current + layer.features + 2, index);
+      layer.outputs = current + layer.features;
     } else if (kind == "channels_last") {
       if (index != 0) refuse_layer(index, "channels_last is only for the input");
       channels_last = true;
@@ -183,9 +209,10 @@ std::vector<LayerSpec> read_layers(const nb::list& described, int64_t inputs, in
     } else {
       refuse_layer(index, "unknown kind '" + kind + "'");
     }
-    // Only these two can do without a place for d objective / d input, which the first layer has none of.
-    const bool has_weights = layer.kind == LayerKind::linear || layer.kind == LayerKind::convolution;
-    if (layers.empty() && !has_weights) refuse_layer(index, "the first layer must be linear or convolution");
+    // Only these can do without a place for d objective / d input, which the first layer has none of.
+    const bool has_weights = layer.kind == LayerKind::linear || layer.kind == LayerKind::convolution ||
+                             layer.kind == LayerKind::read || layer.kind == LayerKind::recurrent;
+    if (layers.empty() && !has_weights) refuse_layer(index, "the first layer must have weights");
     current = layer.outputs;
     layers.push_back(layer);
   }
@@ -280,6 +307,7 @@ class StreamStep {
     spec_.mean = static_cast<double*>(hold(given, "mean", nb::dtype<double>(), features));
     spec_.squared_deviation = static_cast<double*>(hold(given, "squared_deviation", nb::dtype<double>(), features));
 
+    read_memory(get<nb::object>(given, "memory"), dtype, instruction_set);
     std::vector<LayerSpec> value_layers, policy_layers;
     read_network(get<nb::dict>(given, "value"), "value", dtype, spec_.value, value_layers);
     spec_.actions = 1;
@@ -354,6 +382,17 @@ class StreamStep {
       if (PyDict_SetItem(result.ptr(), name.ptr(), number.ptr()) != 0) throw nb::python_error();
     }
     return result;
+  }
+
+  bool remember(nb::handle observation) {
+    const Turn turn(taken_);
+    Buffer seen;
+    return see(observation, seen) && learner_->remember(seen.data, seen.kind);
+  }
+
+  void forget() {
+    const Turn turn(taken_);
+    learner_->clear_memory();
   }
 
   nb::object predict(nb::handle observation) {
@@ -491,7 +530,7 @@ class StreamStep {
   void read_network(const nb::dict& from, const std::string& name, nb::dlpack::dtype dtype, NetworkSpec& network,
                     std::vector<LayerSpec>& layers) {
     int64_t count = 0;
-    layers = read_layers(get<nb::list>(from, "layers"), spec_.observation_size, count);
+    layers = read_layers(get<nb::list>(from, "layers"), spec_.observation_size, spec_.memory, count);
     network.layers = layers.data();
     network.layer_count = int64_t(layers.size());
     network.rule = read_rule(from);
@@ -501,6 +540,30 @@ class StreamStep {
     network.parameters = hold(from, "parameters", dtype, count);
     network.trace = hold(from, "trace", dtype, count);
     network.second_moment = network.rule.kind == RuleKind::obgd ? nullptr : hold(from, "second_moment", dtype, count);
+    network.positions = network.hidden = nullptr;
+    if (layers[0].kind == LayerKind::recurrent) network.hidden = hold(from, "hidden", dtype, layers[0].features);
+    if (layers[0].kind == LayerKind::read && !get<nb::object>(from, "positions").is_none())
+      network.positions = hold(from, "positions", dtype, spec_.memory.length * spec_.memory.row);
+  }
+
+  void read_memory(const nb::object& given, nb::dlpack::dtype dtype, const std::string& instruction_set) {
+    if (given.is_none()) return;
+    const nb::dict from = nb::cast<nb::dict>(given);
+    MemorySpec& memory = spec_.memory;
+    const auto shape = get<std::vector<int64_t>>(from, "shape");
+    if (shape.size() != 3 || shape[0] < 2 || shape[1] < 1 || shape[2] < spec_.observation_size)
+      throw nb::value_error("memory.shape must be [slots, length, row], of two slots at least and rows of an observation");
+    memory.slots = shape[0], memory.length = shape[1], memory.row = shape[2];
+    if (memory.row > kLargestSize || memory.length > kLargestSize / memory.row ||
+        memory.slots > (int64_t(1) << 40) / (memory.length * memory.row))
+      throw nb::value_error("memory.shape is out of range");
+    memory.contents = hold(from, "contents", dtype, memory.slots * memory.length * memory.row);
+    memory.summaries = hold(from, "summaries", dtype, memory.slots * memory.row);
+    memory.visible = static_cast<uint8_t*>(hold(from, "visible", nb::dtype<uint8_t>(), memory.slots));
+    memory.counters = static_cast<int64_t*>(hold(from, "counters", nb::dtype<int64_t>(), 4));
+    memory.random_reads = get<int64_t>(from, "random_reads");
+    memory.of_float = chunk_attention::float_functions(instruction_set.c_str());
+    memory.of_double = chunk_attention::double_functions(instruction_set.c_str());
   }
 
   LearnerSpec spec_{};
@@ -527,6 +590,10 @@ void bind_stream_step(nb::module_& module) {
            "read or is not finite.")
       .def("predict", &StreamStep::predict, nb::arg("observation"),
            "Return the value of an observation, or None if it cannot be read or is not finite.")
+      .def("remember", &StreamStep::remember, nb::arg("observation"),
+           "Take an observation into the memory, if there is one, learning nothing; False for one that cannot be read or "
+           "is not finite.")
+      .def("forget", &StreamStep::forget, "Remember nothing, as at the start of an episode.")
       .def("state", &StreamStep::state, "Return everything that changes besides the arrays.")
       .def("set_state", &StreamStep::set_state, nb::arg("state"),
            "Go on from `state`; also to be called after writing to the arrays.");

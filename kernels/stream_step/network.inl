@@ -7,6 +7,8 @@ struct Activations {
   const T* input = nullptr;
   Array<T> output[kMaxLayers];
   T deviation[kMaxLayers];       // layer_norm: 1 / sqrt(variance + eps)
+  Reading<T> reading;            // read, and
+  Recurrence<T> recurrence;      // recurrent, which only the first layer may be
   bool valid = false;
 };
 
@@ -26,7 +28,7 @@ struct Scratch {
 template <class T>
 class Network {
  public:
-  Network(const NetworkSpec& spec, Scratch<T>& scratch)
+  Network(const NetworkSpec& spec, const Memory<T>& memory, Scratch<T>& scratch)
       : parameters_(static_cast<T*>(spec.parameters)),
         trace_(static_cast<T*>(spec.trace)),
         second_moment_(static_cast<T*>(spec.second_moment)),
@@ -38,6 +40,14 @@ class Network {
     for (int64_t l = 0; l < count_; ++l) {
       const LayerSpec& layer = layers_[l] = spec.layers[l];
       offset_[l] = offset;
+      if (layer.kind == LayerKind::read) {
+        read_.prepare(layer, memory, static_cast<const T*>(spec.positions));
+        offset += read_.parameter_count();
+      }
+      if (layer.kind == LayerKind::recurrent) {
+        recurrent_.prepare(layer, static_cast<T*>(spec.hidden));
+        offset += recurrent_.parameter_count();
+      }
       if (layer.kind == LayerKind::linear) offset += layer.outputs * (layer.inputs + 1);
       if (layer.kind == LayerKind::convolution) {
         convolution_[l].prepare(layer);
@@ -53,6 +63,20 @@ class Network {
 
   void prepare(Activations<T>& a) const {
     for (int64_t l = 0; l < count_; ++l) a.output[l].allocate(layers_[l].outputs);
+    if (layers_[0].kind == LayerKind::read) read_.prepare(a.reading);
+    if (layers_[0].kind == LayerKind::recurrent) recurrent_.prepare(a.recurrence);
+  }
+
+  bool is_recurrent() const { return layers_[0].kind == LayerKind::recurrent; }
+
+  // The state that x led to becomes the state.
+  void move_on(const T* x, Activations<T>& a) {
+    if (!is_recurrent()) return;
+    forward(x, a);
+    recurrent_.move_on(a.output[0].data);
+  }
+  void clear_state() {
+    if (is_recurrent()) recurrent_.clear();
   }
 
   // Return the outputs for x, computing them only if `a` does not hold them already.
@@ -160,6 +184,12 @@ class Network {
     const LayerSpec& layer = layers_[l];
     T* y = a.output[l].data;
     switch (layer.kind) {
+      case LayerKind::read:
+        read_.forward(parameters_ + offset_[l], x, y, a.reading);
+        break;
+      case LayerKind::recurrent:
+        recurrent_.forward(parameters_ + offset_[l], x, y, a.recurrence);
+        break;
       case LayerKind::linear: {
         const T* weight = parameters_ + offset_[l];
         affine(weight, weight + layer.outputs * layer.inputs, x, y, layer.outputs, layer.inputs);
@@ -194,6 +224,12 @@ class Network {
     const LayerSpec& layer = layers_[l];
     const T* dy = delta_[l].data;
     switch (layer.kind) {
+      case LayerKind::read:
+        read_.backward(parameters_ + offset_[l], x, dy, a.reading);
+        break;
+      case LayerKind::recurrent:
+        recurrent_.backward(dy, a.recurrence);
+        break;
       case LayerKind::linear:
         if (dx) affine_backward(parameters_ + offset_[l], dy, dx, layer.outputs, layer.inputs);
         break;
@@ -245,9 +281,16 @@ class Network {
       if (layer.kind == LayerKind::linear) {
         at(offset_[l], x, delta_[l].data, layer.outputs, layer.inputs);
         at(offset_[l] + layer.outputs * layer.inputs, delta_[l].data, nullptr, 1, layer.outputs);
-      } else if (layer.kind == LayerKind::convolution) {
-        const T* gradient = convolution_[l].gradient.data;
-        const int64_t n = convolution_[l].gradient.size;
+      } else if (layer.kind == LayerKind::recurrent) {
+        const int64_t n = layer.features, start = offset_[l];
+        at(start, x, recurrent_.delta_input.data, 3 * n, layer.inputs);
+        at(start + recurrent_.hidden_weights(), recurrent_.before.data, recurrent_.delta_hidden.data, 3 * n, n);
+        at(start + recurrent_.input_biases(), recurrent_.delta_input.data, nullptr, 1, 3 * n);
+        at(start + recurrent_.hidden_biases(), recurrent_.delta_hidden.data, nullptr, 1, 3 * n);
+      } else if (layer.kind == LayerKind::convolution || layer.kind == LayerKind::read) {
+        const Array<T>& whole = layer.kind == LayerKind::read ? read_.gradient : convolution_[l].gradient;
+        const T* gradient = whole.data;
+        const int64_t n = whole.size;
         for (int64_t first = 0; first < n; first += kPiece)
           at(offset_[l] + first, gradient + first, nullptr, 1, n - first < kPiece ? n - first : kPiece);
       }
@@ -260,6 +303,8 @@ class Network {
       const LayerSpec& layer = layers_[l];
       if (layer.kind == LayerKind::linear && layer.inputs > longest) longest = layer.inputs;
       if (layer.kind == LayerKind::linear && layer.outputs > longest) longest = layer.outputs;
+      if (layer.kind == LayerKind::recurrent && layer.inputs > longest) longest = layer.inputs;
+      if (layer.kind == LayerKind::recurrent && 3 * layer.features > longest) longest = 3 * layer.features;
     }
     return longest;
   }
@@ -290,5 +335,7 @@ class Network {
   LayerSpec layers_[kMaxLayers];
   int64_t offset_[kMaxLayers];
   Array<T> delta_[kMaxLayers];  // d objective / d output of each layer
+  Read<T> read_;
+  Recurrent<T> recurrent_;
   Convolution<T> convolution_[kMaxLayers];
 };

@@ -29,6 +29,22 @@ RULES = ("obgd", "adaptive-obgd", "intentional")
 same_examples = settings(max_examples=60, deadline=None, derandomize=True)
 
 
+# Small enough to be full, and to leave chunks out, in one of the World's short episodes.
+MEMORIES: dict[str, dict[str, Any]] = {
+    "none": {},
+    "hcam": {
+        "memory": "hcam",
+        "memory_features": 4,
+        "memory_heads": 2,
+        "memory_reads": 2,
+        "memory_random_reads": 1,
+        "memory_chunk_length": 1,
+        "memory_capacity": 4,
+    },
+    "gru": {"memory": "gru", "memory_features": 4},
+}
+
+
 @dataclass(frozen=True)
 class Case:
     """One learner on one kind of action and one back end, for the contract tests."""
@@ -36,16 +52,19 @@ class Case:
     name: str
     actions: spaces.Space[Any] | None
     backend: str
+    memory: str = "none"
 
     def make(self, *, seed: int = 0, network: Any = None, **changes: Any) -> Any:
         agent = AGENTS[self.name]
-        config = agent.Config(**{"hidden_size": HIDDEN, **changes})
+        memory = {} if network is not None else MEMORIES[self.memory]
+        config = agent.Config(**{"hidden_size": HIDDEN, **memory, **changes})
         # A network of one's own may have no native kernel; "auto" is what a user would say then.
         backend = self.backend if network is None else {"native": "auto"}.get(self.backend, self.backend)
         return agent(OBSERVATIONS, self.actions, config, seed=seed, network=network, backend=backend)
 
     def __str__(self) -> str:
-        return f"{self.name}-{type(self.actions).__name__}-{self.backend}"
+        memory = "" if self.memory == "none" else f"-{self.memory}"
+        return f"{self.name}-{type(self.actions).__name__}-{self.backend}{memory}"
 
 
 # A new learner is one more line here, and meets every check of the contract.
@@ -57,12 +76,16 @@ LEARNERS = [
     ("stream-td", None),
 ]
 BACKENDS = ["torch"] if native_info() is None else ["torch", "native"]
-CASES = [Case(*learner, backend) for backend in BACKENDS for learner in LEARNERS]
+CASES = [
+    *(Case(*learner, backend) for backend in BACKENDS for learner in LEARNERS),
+    *(Case(*learner, backend, "hcam") for backend in BACKENDS for learner in LEARNERS[1:4:2]),
+    *(Case(*learner, backend, "gru") for backend in BACKENDS for learner in LEARNERS[:1]),
+]
 
 
 def cases(name: str) -> list[Case]:
-    """Every case of one learner."""
-    return [case for case in CASES if case.name == name]
+    """Every case of one learner, without a memory."""
+    return [case for case in CASES if case.name == name and case.memory == "none"]
 
 
 class World:

@@ -379,7 +379,8 @@ def test_learning_reaches_the_very_module_the_user_made(case: Case):
 def test_the_seed_of_an_agent_is_the_seed_of_its_published_network(case: Case):
     agent = case.make(seed=6, dtype="float32")
     outputs = {"stream-td": 1, "stream-ac": 1}.get(case.name, 3)
-    first = published_network((FEATURES,), HIDDEN, 6)(outputs)
+    memory = agent.config.memory_for((FEATURES,), None, 6)
+    first = published_network((FEATURES,), HIDDEN, 6, memory)(outputs)
     name = "critic.parameters" if case.name == "stream-ac" else "value.parameters"
     assert torch.equal(
         agent.state_dict()[name], torch.cat([p.detach().flatten() for p in first.parameters()])
@@ -400,7 +401,7 @@ def test_images_are_learned_from_too(case: Case):
 
 @every_learner
 def test_a_learner_has_the_verbs_and_nothing_else_public(case: Case):
-    verbs = {"learn_one", "state_dict", "load_state_dict", "act", "predict_one"}
+    verbs = {"learn_one", "state_dict", "load_state_dict", "act", "predict_one", "remember", "forget"}
     methods = {
         name for name, _ in inspect.getmembers(AGENTS[case.name], inspect.isfunction) if name[0] != "_"
     }

@@ -9,6 +9,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from agents_support import MEMORIES
 from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -57,6 +58,9 @@ def assert_same_state(native, reference, tolerance):
     for name, tensor in expected.items():
         if not tensor.is_floating_point():
             assert torch.equal(found[name], tensor), name
+            continue
+        if not tensor.numel():
+            assert found[name].shape == tensor.shape, name
             continue
         scale = tensor.abs().max().item() or 1.0
         difference = (found[name] - tensor).abs().max().item()
@@ -126,6 +130,72 @@ def test_one_update_agrees_with_torch(name, actions, rule, dtype, bootstrap):
     samples = random_samples(np.random.default_rng(1), VECTOR, actions, 60)
     first = FIRST_TOLERANCE.get((rule, dtype))
     assert_single_updates_agree(reference, native, samples, TOLERANCE[dtype], first_tolerance=first)
+
+
+@pytest.mark.parametrize("memory", ["hcam", "gru"])
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(("name", "actions"), LEARNERS)
+def test_one_update_with_a_memory_agrees_with_torch(name, actions, rule, memory):
+    changes = {"step_size_rule": rule, "dtype": "float64", "hidden_size": 16, **MEMORIES[memory]}
+    reference, native = pair(name, VECTOR, actions, **changes)
+    samples = random_samples(np.random.default_rng(1), VECTOR, actions, 60)
+    assert_single_updates_agree(reference, native, samples, TOLERANCE["float64"])
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    features=st.integers(2, 40),
+    read=st.sampled_from([(1, 1), (4, 1), (6, 3), (17, 1), (32, 4)]),
+    reads=st.sampled_from([(1, 0), (2, 1), (3, 0), (5, 3), (40, 0)]),
+    length=st.integers(1, 5),
+    capacity=st.integers(1, 12),
+    dtype=st.sampled_from(["float32", "float64"]),
+    seed=st.integers(0, 1000),
+)
+def test_a_memory_of_any_shape_goes_on_as_in_torch(features, read, reads, length, capacity, dtype, seed):
+    """Twenty updates on end, each back end with its own memory: full rings, open chunks, random reads."""
+    space = spaces.Box(-np.inf, np.inf, (features,), np.float64)
+    changes = {
+        "step_size_rule": "obgd",
+        "dtype": dtype,
+        "memory": "hcam",
+        "memory_features": read[0],
+        "memory_heads": read[1],
+        "memory_reads": reads[0],
+        "memory_random_reads": reads[1],
+        "memory_chunk_length": length,
+        "memory_capacity": capacity,
+        "hidden_size": 12,
+    }
+    reference, native = pair("stream-ac", space, DISCRETE, seed=seed, **changes)
+    random = np.random.default_rng(seed)
+    observation = random.standard_normal(features)
+    for step in range(30):
+        following = random.standard_normal(features)
+        sample = Transition(observation, int(random.integers(4)), 1.0, following, step == 20, False)
+        expected, found = reference.learn_one(sample), native.learn_one(sample)
+        assert found["value"] == pytest.approx(expected["value"], rel=1e-3, abs=1e-3)
+        observation = following
+    assert_same_state(native, reference, 1e-9 if dtype == "float64" else 1e-3)
+
+
+@pytest.mark.parametrize("memory", ["hcam", "gru"])
+def test_remembering_and_forgetting_without_learning_agree_with_torch(memory):
+    reference, native = pair("stream-ac", VECTOR, DISCRETE, dtype="float64", **MEMORIES[memory])
+    random = np.random.default_rng(0)
+    for sample in random_samples(random, VECTOR, DISCRETE, 20):
+        for agent in (reference, native):
+            agent.learn_one(sample)
+    for step in range(9):
+        seen = random.standard_normal(17)
+        for agent in (reference, native):
+            if step == 4:
+                agent.forget()
+            agent.act(random.standard_normal(17), explore=False)  # must not be taken for what is remembered
+            agent.remember(seen)
+        assert_same_state(native, reference, 1e-9)
+        seen = random.standard_normal(17)
+        assert native.act(seen, explore=False) == reference.act(seen, explore=False)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -1,0 +1,204 @@
+"""What an agent remembers of its present episode: chunks in a ring of arrays.
+
+The general store (store.py) keeps chunks of many streams, by many policies, on disk if asked, and is read
+from Python. An agent that makes 20,000 updates a second needs less and has no time for more: the latest
+chunks of one episode. They lie in arrays whose address never changes, so that the native step reads and
+writes where the torch back end does, and a checkpoint is a copy of them.
+
+Items are observations in units of their running deviation, and nothing else is done to them. That matters:
+what is rare is then large, and a large item has a large score, of either sign, before anything was learned.
+With several heads one of them looks at it from the start. (Normalized over its own numbers, as layers are, a
+cue among fifty other steps was not found in four million.)
+
+Source: Lampinen et al. (2021), arXiv:2105.14039, whose memory is an episode's, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from streamwise.memory.hcam import ChunkAttention, Chunks
+from streamwise.memory.retention import mix
+
+__all__ = ["EpisodeMemory", "EpisodeRead"]
+
+_MASK, _GOLDEN = (1 << 64) - 1, 0x9E3779B97F4A7C15
+_DRAWS = 1024  # numbers set aside for the random reads of one step; native code says the same
+
+
+class EpisodeMemory:
+    """The last `capacity` chunks of an episode, of `chunk_length` steps each, and the chunk that is open.
+
+    width: numbers in an item. Rows are one number longer if that is odd: positions have as many sines as
+    cosines. A chunk can be read from the moment its last step is appended; the steps of the open chunk
+    cannot. features, heads, k: of what reads it, see `ChunkAttention`. random_reads: how many of the k chunks
+    are any, not the best: a chunk that is never opened teaches nobody that it should have been. Which ones,
+    follows from `key` and the time, so that all networks and both back ends open the same.
+
+    One slot more than chunks: the open chunk is written to a slot that is not visible, so that nothing which
+    a forward pass has read is overwritten before its backward pass.
+
+    >>> memory = EpisodeMemory(3, chunk_length=2, capacity=10)
+    >>> for step in range(5):
+    ...     memory.append(torch.tensor([0.0, step, 0.0]))
+    >>> len(memory), memory.chunks().contents.shape
+    (2, torch.Size([1, 2, 2, 4]))
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        chunk_length: int = 4,
+        capacity: int = 256,
+        features: int = 32,
+        heads: int = 1,
+        k: int = 8,
+        random_reads: int = 0,
+        key: int = 0,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        slots, row = capacity + 1, width + width % 2
+        kind = np.float64 if dtype == torch.float64 else np.float32
+        self.item_width, self.features, self.heads, self.k = width, features, heads, k
+        self.random_reads = random_reads
+        self.contents: NDArray[Any] = np.zeros((slots, chunk_length, row), kind)
+        self.summaries: NDArray[Any] = np.zeros((slots, row), kind)
+        self.visible = np.zeros(slots, np.uint8)
+        # Chunks sealed in this episode, steps of the open chunk, steps of all episodes, key of random reads.
+        self.counters = np.array([0, 0, 0, key >> 1], np.int64)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Steps of a chunk and numbers in a row, as `ChunkAttention` takes them."""
+        return self.contents.shape[1], self.contents.shape[2]
+
+    def __len__(self) -> int:
+        """How many chunks can be read."""
+        return min(int(self.counters[0]), len(self.visible) - 1)
+
+    def reader(self, generator: torch.Generator | None = None) -> EpisodeRead:
+        """Return a module of its own weights that reads this memory for what it is given, [1, width]."""
+        length, row = self.shape
+        attention = ChunkAttention(
+            self.item_width, row, features=self.features, heads=self.heads, length=length, k=self.k,
+            generator=generator,
+        )  # fmt: skip
+        return EpisodeRead(attention, self)
+
+    def append(self, item: Tensor) -> None:
+        """Remember one step, [width], as it is now. A chunk that it completes can be read from here on."""
+        sealed, fill, time, _ = self.counters.tolist()
+        slots, length, _ = self.contents.shape
+        slot = sealed % slots
+        self.contents[slot, fill, : self.item_width] = item.numpy()
+        self.counters[1:3] = fill + 1, time + 1
+        if fill + 1 < length:
+            return
+        self.summaries[slot] = self.contents[slot].mean(0)
+        self.visible[slot] = 1
+        self.visible[(slot + 1) % slots] = 0
+        self.counters[:2] = sealed + 1, 0
+
+    def clear(self) -> None:
+        """Forget everything, as at the end of an episode."""
+        self.counters[:2] = 0
+        self.visible[:] = 0
+
+    def chunks(self) -> Chunks:
+        """Return what can be read, in the arrays themselves."""
+        # Written to through NumPy, which torch does not see: what a graph has saved of them stays usable.
+        slots = len(self.visible)
+        used = min(int(self.counters[0]), slots)
+        visible = torch.from_numpy(self.visible[:used]).bool()[None, None] if used == slots else None
+        summaries, contents = (
+            torch.from_numpy(array[:used])[None] for array in (self.summaries, self.contents)
+        )
+        return Chunks(summaries, contents, visible)
+
+    def any_others(self, found: list[int]) -> list[int]:
+        """Return `random_reads` readable chunks that are not among `found`, each as likely."""
+        used, others = min(int(self.counters[0]), len(self.visible)), list[int]()
+        _, _, time, key = self.counters.tolist()
+        counter = time * _DRAWS
+        while len(others) < self.random_reads:
+            slot = mix((key + counter * _GOLDEN) & _MASK) % used
+            counter += 1
+            if self.visible[slot] and slot not in found and slot not in others:
+                others.append(slot)
+        return others
+
+    def native_settings(self) -> dict[str, Any]:
+        """Return the arrays as the native step takes them."""
+        slots, length, row = self.contents.shape
+        return {
+            "contents": self.contents.reshape(-1),
+            "summaries": self.summaries.reshape(-1),
+            "visible": self.visible,
+            "counters": self.counters,
+            "width": self.item_width,
+            "shape": [slots, length, row],
+            "random_reads": self.random_reads,
+        }
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what is remembered, the open chunk's steps included, and nothing of unused slots."""
+        sealed, fill, _, _ = self.counters.tolist()
+        used = min(sealed + bool(fill), len(self.visible))
+        return {
+            "memory.counters": torch.from_numpy(self.counters.copy()),
+            "memory.contents": torch.from_numpy(self.contents[:used].copy()),
+            "memory.summaries": torch.from_numpy(self.summaries[:used].copy()),  # rounded as they were made
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a state that `state_dict` gave."""
+        self.clear()
+        contents = state["memory.contents"].numpy()
+        slots = len(self.visible)
+        used = len(contents)
+        if used > slots or contents.shape[1:] != self.contents.shape[1:]:
+            raise ValueError(
+                f"the memory's chunks are {self.shape[0]} steps of {self.shape[1]} numbers, {slots - 1} of "
+                f"them; the state has {used}, of {contents.shape[1]} steps of {contents.shape[2]}."
+            )
+        self.contents[:used] = contents
+        self.counters[:] = state["memory.counters"].numpy()
+        sealed = int(self.counters[0])
+        self.visible[: min(sealed, slots)] = 1
+        self.visible[sealed % slots] = 0
+        self.summaries[:used] = state["memory.summaries"].numpy()
+
+
+class EpisodeRead(nn.Module):
+    """What an observation, [1, width], finds in an episode's memory: [1, features]."""
+
+    def __init__(self, attention: ChunkAttention, memory: EpisodeMemory) -> None:
+        super().__init__()
+        if attention.shape != memory.shape:
+            raise ValueError(
+                f"the attention is for chunks of {attention.shape}, the memory has {memory.shape}."
+            )
+        self.attention, self.memory = attention, memory
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [1, width]. Zeros where no chunk can be read yet."""
+        found, logits = self.select(x)
+        return self.attention.read(x[None], self.memory.chunks(), found, logits)[0]
+
+    def select(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the slots that x, [1, width], opens, int64 [1, 1, k], the random ones last, and their ℓ."""
+        memory, attention = self.memory, self.attention
+        chunks, anyhow = memory.chunks(), memory.random_reads if len(memory) > attention.k else 0
+        found, logits = attention.select(x[None], chunks.summaries, chunks.visible, k=attention.k - anyhow)
+        if anyhow:
+            others = torch.tensor(memory.any_others(found.flatten().tolist()))
+            which, of_others = attention.select(x[None], chunks.summaries[:, others], k=anyhow)
+            found, logits = torch.cat([found, others[which]], -1), torch.cat([logits, of_others], -1)
+        return found, logits
