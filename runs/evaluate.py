@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,6 +29,7 @@ _FIRST_EVALUATION_SEED = 1_000_000  # far from the seeds that runs are trained w
 class Evaluation:
     """Returns of a frozen policy: their mean, and its 95% bootstrap interval (None for one episode)."""
 
+    environment: str
     step: int
     episode_returns: list[float]
     episode_lengths: list[int]
@@ -43,19 +44,24 @@ def evaluate(
     seed: int = 0,
     explore: bool = False,
     video: Path | None = None,
+    environment: str | None = None,
     on_episode: Callable[[int, float], None] = lambda episode, episode_return: None,
 ) -> Evaluation:
     """Play `episodes` episodes with the newest checkpoint of a run, learning nothing.
 
     explore: act as in training (sampled, or epsilon-greedy) instead of greedily. video: the first episode is
-    written there as MP4. The result is also written to `evaluation.json` in the run directory.
-    Raises UsageError for a run that has no policy, a missing checkpoint, or a video that cannot be made.
+    written there as MP4. environment: another than the run's, with the same observations and actions, such as
+    a longer version of it. The result is also written to `evaluation.json` in the run directory.
+    Raises UsageError for a run that has no policy, a missing checkpoint, an environment that does not fit, or
+    a video that cannot be made.
     """
     if episodes < 1:
         raise UsageError(f"--episodes is {episodes}; use 1 or more.")
     # Classic control draws with pygame, which complains where there is no display unless told to use none.
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     config = load_config(directory)
+    if environment is not None:
+        config = replace(config, environment=environment)
     if config.agent == "stream-td":
         raise UsageError(f"{directory} predicts a series and has no policy; its scores are in the report.")
     if video is not None and video.suffix.lower() != ".mp4":
@@ -64,27 +70,41 @@ def evaluate(
     agent: Any = restore(checkpoint)
     render_mode = "rgb_array" if video is not None else None
     # Whole games are scored, whatever counted as an episode in training.
-    environment = make_environment(
+    played = make_environment(
         config, seed=_FIRST_EVALUATION_SEED + seed, render_mode=render_mode, episodic_life=False
     )
+    _check_fit(agent, played, config.environment)
     returns, lengths = [], []
     try:
         for episode in range(episodes):
-            film = Film(video, environment) if video is not None and episode == 0 else None
-            episode_return, length = _play(agent, environment, explore, film)
+            film = Film(video, played) if video is not None and episode == 0 else None
+            episode_return, length = _play(agent, played, explore, film)
             returns.append(episode_return)
             lengths.append(length)
             on_episode(episode + 1, episode_return)
     finally:
-        environment.close()
+        played.close()
     interval = None
     if episodes > 1:
         low, high = bootstrap_interval(returns, np.mean)
         interval = (float(low), float(high))
     step = int(checkpoint.meta["step"])
-    evaluation = Evaluation(step, returns, lengths, float(np.mean(returns)), interval)
+    evaluation = Evaluation(config.environment, step, returns, lengths, float(np.mean(returns)), interval)
     (directory / "evaluation.json").write_text(json.dumps(asdict(evaluation), indent=2))
     return evaluation
+
+
+def _check_fit(agent: Any, environment: Any, name: str) -> None:
+    for what in ("observation_space", "action_space"):
+        trained, found = getattr(agent, what), getattr(environment, what)
+        if (type(trained), trained.shape) != (type(found), found.shape) or (
+            isinstance(found, gymnasium.spaces.Discrete) and found.n != trained.n
+        ):
+            environment.close()
+            raise UsageError(
+                f"--env {name}: its {what.replace('_', ' ')} is {found}, and the run's {trained}; choose an "
+                "environment of the same spaces."
+            )
 
 
 def _play(agent: Any, environment: Any, explore: bool, film: Film | None) -> tuple[float, int]:

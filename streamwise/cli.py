@@ -376,6 +376,7 @@ class EvaluateArguments:
 
     streamwise evaluate outputs/demo --episodes 20
     streamwise evaluate outputs/demo --episodes 1 --video cheetah.mp4
+    streamwise evaluate outputs/recall --env "streamwise/DelayedRecall-v0?symbols=4&delay=200"
     """
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_DIR")]
@@ -388,6 +389,8 @@ class EvaluateArguments:
     """Act as in training, sampled or epsilon-greedy, instead of greedily."""
     video: Path | None = None
     """Film the first episode to this .mp4 file."""
+    env: str | None = None
+    """Play another environment than the run's, with the same observations and actions."""
 
 
 def _evaluate(argv: list[str]) -> int:
@@ -395,7 +398,7 @@ def _evaluate(argv: list[str]) -> int:
     from streamwise.runs.evaluate import evaluate
 
     def on_episode(episode: int, episode_return: float) -> None:
-        print(f"episode {episode}: return {episode_return:,.1f}", file=sys.stderr)
+        print(f"episode {episode}: return {_of_return(episode_return)}", file=sys.stderr)
 
     result = evaluate(
         arguments.run,
@@ -403,19 +406,25 @@ def _evaluate(argv: list[str]) -> int:
         seed=arguments.seed,
         explore=arguments.explore,
         video=arguments.video,
+        environment=arguments.env,
         on_episode=on_episode,
     )
     interval = ""
     if result.interval is not None:
         low, high = result.interval
-        interval = f" (95% interval {low:,.1f} to {high:,.1f})"
+        interval = f" (95% interval {_of_return(low)} to {_of_return(high)})"
     print(
-        f"mean return {result.mean:,.1f}{interval}, episodes: {len(result.episode_returns)}, "
+        f"mean return {_of_return(result.mean)}{interval}, episodes: {len(result.episode_returns)}, "
         f"{'exploring' if arguments.explore else 'greedy'}, checkpoint at step {result.step:,}"
     )
     if arguments.video is not None:
         print(f"video: {arguments.video}")
     return 0
+
+
+def _of_return(number: float) -> str:
+    """Write a return; where they are small, a tenth would hide what differs."""
+    return f"{number:,.1f}" if abs(number) >= 10.0 else f"{number:.3g}"
 
 
 @dataclass(frozen=True)

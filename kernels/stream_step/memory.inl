@@ -141,7 +141,7 @@ class Read {
     zero(r.values.data, features_);
     for (int64_t h = 0; h < heads_; ++h)
       for (int64_t d = 0; d < row_; ++d)
-        axpy(r.values.data + h * wide, w.value + d * features_ + h * wide, r.pooled[h * row_ + d], wide);
+        add_scaled(r.values.data + h * wide, w.value + d * features_ + h * wide, r.pooled[h * row_ + d], wide);
     add(r.values.data, w.value_bias, features_);
     affine_backward(w.output, r.values.data, out, features_, features_);
     add(out, w.output_bias, features_);
@@ -165,7 +165,7 @@ class Read {
       for (int64_t d = 0; d < row_; ++d) {
         const int64_t at = d * features_ + h * wide;
         const T pooled = r.pooled[h * row_ + d];
-        for (int64_t f = 0; f < wide; ++f) g.value[at + f] = pooled * of_features_[h * wide + f];
+        set_scaled(g.value + at, of_features_.data + h * wide, pooled, wide);
         of_pooled_[h * row_ + d] = dot(w.value + at, of_features_.data + h * wide, wide);
       }
 
@@ -175,8 +175,8 @@ class Read {
       for (int64_t d = 0; d < row_; ++d) {
         const int64_t at = d * features_ + h * wide;
         const T of_ask = sharpness * of_ask_[h * row_ + d];
-        for (int64_t f = 0; f < wide; ++f) g.key[at + f] = of_ask * r.query[h * wide + f];
-        axpy(of_query_.data + h * wide, w.key + at, of_ask, wide);
+        set_scaled(g.key + at, r.query.data + h * wide, of_ask, wide);
+        add_scaled(of_query_.data + h * wide, w.key + at, of_ask, wide);
       }
     outer(g.query, x, of_query_.data, inputs_, features_);
     copy(g.query_bias, of_query_.data, features_);
@@ -192,6 +192,8 @@ class Read {
   Array<T> gradient;  // of all weights
 
  private:
+  static constexpr int64_t kWide = 8;
+
   template <class S>
   struct Weights {
     S *select_query, *select_key, *query, *query_bias, *key, *value, *value_bias, *output, *output_bias;
@@ -241,8 +243,28 @@ class Read {
   static void scale(T* x, T factor, int64_t n) {
     for (int64_t i = 0; i < n; ++i) x[i] *= factor;
   }
+  // Heads are a few numbers wide: loops whose length the compiler knows, where those of any length would be all ends.
   static T dot(const T* a, const T* b, int64_t n) {
-    return sum_of<T>(n, [=](int64_t i) { return a[i] * b[i]; });
+    T sums[kWide] = {}, total = 0;
+    int64_t i = 0;
+    for (; i + kWide <= n; i += kWide)
+      for (int64_t j = 0; j < kWide; ++j) sums[j] += a[i + j] * b[i + j];
+    for (int64_t half = kWide / 2; half > 0; half /= 2)
+      for (int64_t j = 0; j < half; ++j) sums[j] += sums[j + half];
+    for (; i < n; ++i) total += a[i] * b[i];
+    return sums[0] + total;
+  }
+  static void add_scaled(T* __restrict out, const T* __restrict x, T factor, int64_t n) {
+    int64_t i = 0;
+    for (; i + kWide <= n; i += kWide)
+      for (int64_t j = 0; j < kWide; ++j) out[i + j] += factor * x[i + j];
+    for (; i < n; ++i) out[i] += factor * x[i];
+  }
+  static void set_scaled(T* __restrict out, const T* __restrict x, T factor, int64_t n) {
+    int64_t i = 0;
+    for (; i + kWide <= n; i += kWide)
+      for (int64_t j = 0; j < kWide; ++j) out[i + j] = factor * x[i + j];
+    for (; i < n; ++i) out[i] = factor * x[i];
   }
   static void outer(T* out, const T* a, const T* b, int64_t rows, int64_t n) {
     for (int64_t o = 0; o < rows; ++o) {

@@ -34,9 +34,10 @@ class Case:
     backend: str
     steps: int
     checkpoint_every: int
+    memory: str = "none"
 
     def __str__(self) -> str:
-        return f"{self.environment} {self.agent} {self.backend}"
+        return f"{self.environment} {self.agent} {self.backend} {self.memory}"
 
     def command(self, directory: Path) -> list[str]:
         """The command that starts the run."""
@@ -46,6 +47,7 @@ class Case:
             "steps": self.steps,
             "checkpoint-every": self.checkpoint_every,
             "seed": 5,
+            "memory": self.memory,
             "out": directory,
         }
         return ["train", self.environment, *(f"--{name}={value}" for name, value in flags.items())]

@@ -42,6 +42,27 @@ def test_a_run_killed_three_times_ends_as_one_that_never_was(tmp_path, environme
     check(Case(environment, agent, backend, steps, max(steps // 30, 10)), tmp_path, kills=3)
 
 
+@pytest.mark.parametrize(
+    ("memory", "agent", "backend"),
+    [("hcam", "stream-ac", "native"), ("hcam", "stream-q", "torch"), ("gru", "stream-ac", "native")],
+)
+def test_a_killed_run_remembers_what_one_that_never_was_does(tmp_path, memory, agent, backend):
+    """Checkpoints every 40 steps, of episodes of 32: most in the middle of one, and of a chunk."""
+    environment, steps = "streamwise/DelayedRecall-v0?delay=30", 1_200
+    check(Case(environment, agent, backend, steps, 40, memory), tmp_path, kills=3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["native", "torch"])
+@pytest.mark.parametrize(
+    ("memory", "agent"), [("hcam", "stream-ac"), ("hcam", "stream-q"), ("gru", "stream-ac")]
+)
+def test_what_a_run_killed_twenty_times_remembers_is_the_same(tmp_path, memory, agent, backend):
+    check(
+        Case("streamwise/DelayedRecall-v0?delay=30", agent, backend, 20_000, 170, memory), tmp_path, kills=20
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["native", "torch"])
 @pytest.mark.parametrize(("environment", "agent"), PAIRS)

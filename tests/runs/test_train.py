@@ -174,6 +174,23 @@ def test_an_interrupted_run_saves_a_checkpoint_and_can_go_on(tmp_path, number, c
     assert resume(run, steps=reached + 50).step == reached + 50
 
 
+@pytest.mark.parametrize("memory", [{"memory": "hcam", "memory_chunk_length": 1}, {"memory": "gru"}])
+def test_an_evaluation_remembers_what_it_sees_and_forgets_it_with_the_episode(tmp_path, memory):
+    """Four symbols, one to keep for a step: who remembers nothing is right in a quarter of episodes."""
+    settings = StreamQConfig(
+        **memory, trace_decay=0.0, step_size_rule="obgd", epsilon_end=0.0, exploration_steps=4000
+    )
+    environment = "streamwise/DelayedRecall-v0?symbols=4&delay=0"
+    train(RunConfig(environment, settings, agent="stream-q", steps=8001, out=tmp_path / "run"))
+    found = evaluate(tmp_path / "run", episodes=200)  # the checkpoint was in the middle of an episode
+    assert found.mean > 0.95
+    longer = evaluate(tmp_path / "run", episodes=50, environment=environment.replace("delay=0", "delay=3"))
+    assert longer.episode_lengths == [5] * 50
+    assert longer.environment.endswith("delay=3")
+    with pytest.raises(UsageError, match=r"observation space is .*choose an environment of the same spaces"):
+        evaluate(tmp_path / "run", environment="CartPole-v1")
+
+
 def test_evaluation_changes_nothing_and_repeats_itself(tmp_path):
     train(cartpole(tmp_path / "run"))
     newest = Checkpoints.of(tmp_path / "run").names()[-1]
