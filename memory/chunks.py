@@ -50,7 +50,7 @@ class ChunkStore(Protocol):
 
     @property
     def summaries(self) -> NDArray[np.float32]:
-        """The mean over each chunk's steps, float32 [slots, width]."""
+        """The mean over each chunk's steps, or what was given in its place, float32 [slots, width]."""
 
     @property
     def ids(self) -> NDArray[np.int64]:
@@ -76,10 +76,11 @@ class ChunkStore(Protocol):
         episode: int = 0,
         priority: float = 0.0,
         encoder_version: int = 0,
+        summary: ArrayLike | None = None,
     ) -> int:
         """Seal a chunk, float [steps, width], and return its id, higher than every id before.
 
-        The retention may decide that it is not kept.
+        The retention may decide that it is not kept. summary: [width]; the mean over the steps if it is None.
         """
 
     def contents(self, ids: Iterable[int]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

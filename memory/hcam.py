@@ -12,6 +12,7 @@ before contents are touched, the values' after they are summed up. That is the s
 contents, so that nothing stored becomes stale when projections learn (kernels/chunk_attention).
 
 Departures from the published code: a query that may see no chunk gets zeros, not a mean of whatever is there.
+Two options, off by default, are ours and not published: summaries pooled by attention, and a term for age.
 Source: Lampinen et al. (2021), "Towards mental time travel: a hierarchical memory for reinforcement learning
 agents", arXiv:2105.14039.
 """
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 
 from streamwise.kernels.chunk_attention import Implementation, attend, scan
 from streamwise.memory.chunks import ChunkStore, stream_code
+from streamwise.memory.index import SummaryIndex
 
 __all__ = ["HCAM", "ChunkAttention", "Chunks", "position_table"]
 
@@ -41,13 +43,14 @@ class Chunks(NamedTuple):
     """What there is to read. summaries: [B, M, D]. contents: [B, M, C, D], in the order of time.
 
     visible: bool [B, Q or 1, M], or None for all. steps: int64 [B, M], how many steps of each chunk are real,
-    the first ones; None for all.
+    the first ones; None for all. ages: float [B, M], steps since each chunk was sealed; for an age term.
     """
 
     summaries: Tensor
     contents: Tensor
     visible: Tensor | None = None
     steps: Tensor | None = None
+    ages: Tensor | None = None
 
 
 def position_table(length: int, width: int) -> Tensor:
@@ -68,6 +71,13 @@ class ChunkAttention(nn.Module):
     a multiple of `heads`. length: C, steps of a chunk. k: chunks that are read. joint: weigh all steps that
     are read by one softmax for each head, in place of chunks by their summaries; with k = M that is plain
     attention to every step. implementation: "reference" for the formulas in torch.
+
+    Ours, not published; both start as if they were off, and learn by ℓ, so not where `joint` ignores it:
+
+    pooling: "attention" makes a chunk's summary Σ_c softmax_c(c · u / √D) c with a learned u, [D], not the
+    mean. Summaries that are stored were made with the u of their time, and are constants: chunks are chosen
+    by those, and ℓ of the chosen ones is then taken from their contents with the present u, which so learns.
+    age: subtract a log(1 + age) from ℓ, with a learned number a.
     """
 
     positions: Tensor | None
@@ -83,6 +93,8 @@ class ChunkAttention(nn.Module):
         k: int = 8,
         positions: bool = True,
         joint: bool = False,
+        pooling: Literal["mean", "attention"] = "mean",
+        age: bool = False,
         implementation: Implementation = "auto",
         generator: torch.Generator | None = None,
     ) -> None:
@@ -91,6 +103,8 @@ class ChunkAttention(nn.Module):
             raise ValueError(f"features is {features}; it must be a multiple of heads, which is {heads}.")
         if positions and width % 2:
             raise ValueError(f"width is {width}; with positions it must be even.")
+        if pooling not in ("mean", "attention"):
+            raise ValueError(f"pooling is {pooling!r}; use 'mean' or 'attention'.")
         self.heads, self.k, self.joint, self.implementation = heads, k, joint, implementation
         self.shape = length, width  # of a chunk
         self.select_query = _weights(query_width, features, generator)
@@ -99,18 +113,26 @@ class ChunkAttention(nn.Module):
         self.key = _weights(width, features, generator)  # its bias adds the same to all scores of a softmax
         self.value, self.value_bias = _weights(width, features, generator), _zeros(features)
         self.output, self.output_bias = _weights(features, features, generator), _zeros(features)
+        self.pool_query = _zeros(width) if pooling == "attention" else None  # u
+        self.age_weight = nn.Parameter(torch.zeros(())) if age else None  # a
         self.register_buffer("positions", position_table(length, width) if positions else None)
 
     def forward(self, x: Tensor, chunks: Chunks) -> Tensor:
         """Read for queries [B, Q, E]; return [B, Q, F], zeros for a query that may see no chunk."""
-        found, logits = self.select(x, chunks.summaries, chunks.visible)
-        return self.read(x, chunks, found, logits)
+        found, logits = self.select(x, chunks.summaries, chunks.visible, ages=chunks.ages)
+        return self.read(x, chunks, found, self.weigh(x, chunks, found, logits))
 
     def select(
-        self, x: Tensor, summaries: Tensor, visible: Tensor | None = None, *, k: int | None = None
+        self,
+        x: Tensor,
+        summaries: Tensor,
+        visible: Tensor | None = None,
+        *,
+        k: int | None = None,
+        ages: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the chunks that queries would read, int64 [B, Q, k], and their ℓ; see `scan`."""
-        select = x @ self.select_query @ self.select_key.T / math.sqrt(self.select_key.shape[1])
+        select, summaries = self._with_age(self.looks_for(x), summaries, ages)
         return scan(
             select,
             summaries,
@@ -118,6 +140,28 @@ class ChunkAttention(nn.Module):
             visible=visible,
             implementation=self.implementation,
         )
+
+    def weigh(self, x: Tensor, chunks: Chunks, found: Tensor, logits: Tensor) -> Tensor:
+        """Return ℓ, [B, Q, k], of the chunks that were found: the given, or with attention pooling anew."""
+        if self.pool_query is None:
+            return logits
+        known = found >= 0
+        memory, query, _ = known.nonzero(as_tuple=True)
+        at = memory, found[known]
+        steps, ages = (None if of is None else of[at] for of in (chunks.steps, chunks.ages))
+        pooled = self.pool(chunks.contents.detach()[at], steps)
+        select, pooled = self._with_age(self.looks_for(x)[memory, query], pooled, ages)
+        return logits.masked_scatter(known, (select * pooled).sum(-1))
+
+    def pool(self, contents: Tensor, steps: Tensor | None = None) -> Tensor:
+        """Return summaries by attention pooling, [..., D], of contents [..., C, D]. steps: [...], or all."""
+        assert self.pool_query is not None
+        contents = contents.to(self.pool_query.dtype)
+        scores = contents @ self.pool_query / math.sqrt(contents.shape[-1])
+        if steps is not None:
+            padded = torch.arange(contents.shape[-2], device=contents.device) >= steps[..., None]
+            scores = scores.masked_fill(padded, -math.inf)
+        return torch.einsum("...c,...cd->...d", scores.softmax(-1), contents)
 
     def read(self, x: Tensor, chunks: Chunks, found: Tensor, logits: Tensor) -> Tensor:
         """Read these chunks for queries [B, Q, E]; return [B, Q, F]. Summaries are not looked at."""
@@ -130,6 +174,24 @@ class ChunkAttention(nn.Module):
         values = torch.einsum("bqhd,dhf->bqhf", pooled, self._by_head(self.value)).flatten(2)
         out = (values + self.value_bias) @ self.output + self.output_bias
         return out * (found >= 0).any(-1, keepdim=True)
+
+    def looks_for(self, x: Tensor) -> Tensor:
+        """Return what a product with a summary gives ℓ, [B, Q, D]."""
+        return x @ self.select_query @ self.select_key.T / math.sqrt(self.select_key.shape[1])
+
+    def _with_age(self, select: Tensor, summaries: Tensor, ages: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Give both one number more, whose product is the age term: [..., D + 1].
+
+        The scan adds nothing to a product, and has to choose by the sum. This copies the summaries, at about
+        the cost of a scan; who does not use the option does not pay it.
+        """
+        if self.age_weight is None:
+            return select, summaries
+        if ages is None:
+            raise ValueError("the attention has an age term, and the chunks have no ages; give them.")
+        old = ages.to(select.dtype).clamp(min=0.0).log1p()[..., None].to(summaries.dtype)
+        weight = -self.age_weight.expand_as(select[..., :1])
+        return torch.cat([select, weight], -1), torch.cat([summaries, old], -1)
 
     def _by_head(self, features: Tensor) -> Tensor:
         return features.view(*features.shape[:-1], self.heads, -1)
@@ -168,7 +230,8 @@ class HCAM(nn.Module):
 
     attention: of the width of the store. episodes: "own" reads what was in the present episode alone. least:
     at the end of an episode, the share of a chunk's length that its open steps must be to be kept. stream:
-    what the store calls this stream; other streams in the store are not read.
+    what the store calls this stream; other streams in the store are not read. index: of the same store, to
+    choose chunks by in place of a scan, where there are more than 100,000 or so.
 
     >>> from streamwise.memory.store import InProcessStore
     >>> store = InProcessStore(chunk_length=4, width=8, capacity=100)
@@ -188,8 +251,11 @@ class HCAM(nn.Module):
         episodes: Literal["own", "all"] = "own",
         least: float = 0.25,
         stream: int | str = 0,
+        index: SummaryIndex | None = None,
     ) -> None:
         super().__init__()
+        if index is not None and attention.age_weight is not None:
+            raise ValueError("an index knows no ages; use it without the age term, or scan.")
         if episodes not in ("own", "all"):
             raise ValueError(f"episodes is {episodes!r}; use 'own' or 'all'.")
         if not 0.0 <= least <= 1.0:
@@ -201,7 +267,7 @@ class HCAM(nn.Module):
                 f"attention is for {length} of {width}; make both alike."
             )
         self.attention, self.store, self.stream = attention, store, stream
-        self.episodes, self.least = episodes, least
+        self.episodes, self.least, self.index = episodes, least, index
         self._open = _Open(length, width)
 
     def append(self, item: Tensor, *, priority: float = 0.0, boundary: bool = False) -> None:
@@ -227,25 +293,36 @@ class HCAM(nn.Module):
         now.episode += 1
 
     def _seal(self) -> None:
-        now = self._open
+        now, summary = self._open, None
+        if self.attention.pool_query is not None:
+            with torch.no_grad():
+                summary = self.attention.pool(torch.from_numpy(now.steps[: now.fill])).numpy()
         self.store.append(
             now.steps[: now.fill], first=float(now.time - now.fill), last=float(now.time - 1),
-            stream=self.stream, episode=now.episode, priority=now.priority / now.fill,
+            stream=self.stream, episode=now.episode, priority=now.priority / now.fill, summary=summary,
         )  # fmt: skip
         now.fill, now.priority = 0, 0.0
 
     def read(self, x: Tensor) -> Tensor:
         """Look something up: [E] gives [F], and several queries, [Q, E], give [Q, F]."""
         queries = x if x.dim() == 2 else x[None]
-        visible = self._visible()
+        visible, ages = self._visible(), self._ages()
         summaries = torch.from_numpy(self.store.summaries)[None]
-        slots, logits = self.attention.select(queries[None], summaries, visible)
+        if self.index is None:
+            slots, logits = self.attention.select(queries[None], summaries, visible, ages=ages)
+        else:
+            looks_for, seen = self.attention.looks_for(queries), None if visible is None else visible[0]
+            slots, logits = (found[None] for found in self.index.search(looks_for, self.attention.k, seen))
         wanted, places = torch.unique(slots[slots >= 0], return_inverse=True)
         ids = self.store.ids[wanted.numpy()]
         contents, steps = self.store.contents(ids.tolist())
         opened = torch.full_like(slots, -1)
         opened[slots >= 0] = places
-        chunks = Chunks(summaries, torch.from_numpy(contents)[None], steps=torch.from_numpy(steps)[None])
+        chunks = Chunks(
+            summaries, torch.from_numpy(contents)[None], steps=torch.from_numpy(steps)[None],
+            ages=None if ages is None else ages[:, wanted],
+        )  # fmt: skip
+        logits = self.attention.weigh(queries[None], chunks, opened, logits)
         found = self.attention.read(queries[None], chunks, opened, logits)[0]
         self._count(ids, opened, logits)
         return found if x.dim() == 2 else found[0]
@@ -255,6 +332,12 @@ class HCAM(nn.Module):
         if self.episodes == "own":
             seen &= self.store.column("episode") == self._open.episode
         return None if seen.all() else torch.from_numpy(seen)[None, None]
+
+    def _ages(self) -> Tensor | None:
+        """Return how many steps came after each slot's chunk, [1, slots], if the attention asks for it."""
+        if self.attention.age_weight is None:
+            return None
+        return torch.from_numpy(self._open.time - 1 - self.store.column("last"))[None]
 
     def _count(self, ids: NDArray[np.int64], opened: Tensor, logits: Tensor) -> None:
         """Tell the store what each query opened, and how much that weighed."""

@@ -116,7 +116,7 @@ class InProcessStore:
 
     @property
     def summaries(self) -> NDArray[np.float32]:
-        """The mean over each chunk's steps, float32 [slots, width]."""
+        """The mean over each chunk's steps, or what was given in its place, float32 [slots, width]."""
         return self._summaries[: self._in_use]
 
     @property
@@ -173,14 +173,16 @@ class InProcessStore:
         episode: int = 0,
         priority: float = 0.0,
         encoder_version: int = 0,
+        summary: ArrayLike | None = None,
     ) -> int:
         """Seal a chunk, float [steps, width], and return its id, higher than every id before.
 
-        The retention may decide that it is not kept: a reservoir, or by surprise. Raises ValueError if the
-        chunk does not fit or every other is pinned, OSError if it cannot be written.
+        summary: [width]; the mean over the steps if it is None. The retention may decide that the chunk is
+        not kept: a reservoir, or by surprise. Raises ValueError if the chunk does not fit or every other is
+        pinned, OSError if it cannot be written.
         """
         table, record = self._table, self._record
-        steps = self._fill(record, contents)
+        steps = self._fill(record, contents, summary)
         if not first <= last or math.isnan(priority):
             raise ValueError(
                 f"the chunk goes from time {first} to {last} with priority {priority}; use numbers, in order."
@@ -397,8 +399,9 @@ class InProcessStore:
         covered = table["covered"][pair]
         shares = covered / covered.sum()
         record: Any = np.zeros_like(self._record)
-        self._fill(record, joined if len(joined) <= self.chunk_length else joined[::2])
-        record["summary"] = shares @ self._summaries[pair].astype(np.float64)
+        # Of whatever kind the two summaries are, theirs lies between them.
+        summary = shares @ self._summaries[pair].astype(np.float64)
+        self._fill(record, joined if len(joined) <= self.chunk_length else joined[::2], summary)
         for name in ("stream", "name", "episode", "first", "origin"):
             record[name] = table[name][left]
         record["id"], record["last"], record["covered"] = table.next_id, table["last"][right], covered.sum()
@@ -415,7 +418,7 @@ class InProcessStore:
         heapq.heappush(self._free, right)
         self.retention.changed(left)
 
-    def _fill(self, record: NDArray[Any], contents: ArrayLike) -> int:
+    def _fill(self, record: NDArray[Any], contents: ArrayLike, summary: ArrayLike | None) -> int:
         """Put contents and their summary into a record, and return how many steps they are."""
         given = np.asarray(contents, np.float32)
         if given.ndim != 2 or given.shape[1] != self.width or not 1 <= len(given) <= self.chunk_length:
@@ -431,8 +434,12 @@ class InProcessStore:
             raise ValueError(
                 f"the contents of a chunk are not finite as {stored.dtype.name}; look where they come from."
             )
-        record["steps"] = steps
-        record["summary"] = given.mean(axis=0, dtype=np.float64)
+        found = given.mean(axis=0, dtype=np.float64) if summary is None else np.asarray(summary, np.float32)
+        if found.shape != (self.width,) or not np.isfinite(found).all():
+            raise ValueError(
+                f"the summary of a chunk has shape {list(found.shape)}; use {self.width} finite numbers."
+            )
+        record["steps"], record["summary"] = steps, found
         return steps
 
     def _write(self, record: NDArray[Any], kind: int, slot: int) -> None:

@@ -33,6 +33,34 @@ static inline T product(const T* a, const S* b, int64_t n) {
   return total;
 }
 
+// out[h * stride] = u_h x, u: [H, D]. Several at once: additions to one sum wait for each other.
+template <int64_t several, class T>
+static inline void products_of(const T* u, const T* x, int64_t D, T* out, int64_t stride) {
+  typedef T Lanes __attribute__((vector_size(kLanes * sizeof(T)), aligned(alignof(T)), may_alias));
+  Lanes sums[several] = {};
+  int64_t d = 0;
+  for (; d + kLanes <= D; d += kLanes) {
+    const Lanes at = *reinterpret_cast<const Lanes*>(x + d);
+#pragma GCC unroll 4
+    for (int64_t h = 0; h < several; ++h) sums[h] += *reinterpret_cast<const Lanes*>(u + h * D + d) * at;
+  }
+  for (int64_t h = 0; h < several; ++h) {
+    for (int64_t half = kLanes / 2; half > 0; half /= 2)
+      for (int64_t j = 0; j < half; ++j) sums[h][j] += sums[h][j + half];
+    T total = sums[h][0];
+    for (int64_t i = d; i < D; ++i) total += u[h * D + i] * x[i];
+    out[h * stride] = total;
+  }
+}
+
+template <class T>
+static inline void products(const T* u, const T* x, int64_t H, int64_t D, T* out, int64_t stride) {
+  int64_t h = 0;
+  for (; h + 4 <= H; h += 4) products_of<4>(u + h * D, x, D, out + h * stride, stride);
+  for (; h + 2 <= H; h += 2) products_of<2>(u + h * D, x, D, out + h * stride, stride);
+  for (; h < H; ++h) products_of<1>(u + h * D, x, D, out + h * stride, stride);
+}
+
 template <class T, class S>
 static inline void add(T* out, T scale, const S* x, int64_t n) {
 #pragma omp simd
@@ -245,21 +273,20 @@ static void attend_of(const AttendTask& task, int64_t q, T* pooled, T* shares, T
   const int64_t* chunks = task.chunks + q * K;
   int64_t* real = task.sizes;  // [K]
   T* weights = scratch;        // [K]
-  T* of_position = weights + K;  // [C]
+  T* of_position = weights + K;  // [H, C]
   for (int64_t j = 0; j < K; ++j) real[j] = chunks[j] < 0 ? 0 : (task.steps != nullptr ? task.steps[chunks[j]] : C);
   weigh(logits, chunks, K, weights);
+  for (int64_t i = 0; i < H * K * C; ++i) shares[i] = T(0);
+  if (positions != nullptr)
+    for (int64_t c = 0; c < C; ++c) products(ask, positions + c * D, H, D, of_position + c, C);
+  for (int64_t j = 0; j < K; ++j)
+    for (int64_t c = 0; c < real[j]; ++c) products(ask, contents + (chunks[j] * C + c) * D, H, D, shares + j * C + c, K * C);
   for (int64_t h = 0; h < H; ++h) {
-    const T* u = ask + h * D;
     T* a = shares + h * K * C;
     T* out = pooled + h * D;
-    for (int64_t i = 0; i < K * C; ++i) a[i] = T(0);
     if (positions != nullptr)
-      for (int64_t c = 0; c < C; ++c) of_position[c] = product<T, T>(u, positions + c * D, D);
-    for (int64_t j = 0; j < K; ++j)
-      for (int64_t c = 0; c < real[j]; ++c) {
-        a[j * C + c] = product<T, T>(u, contents + (chunks[j] * C + c) * D, D);
-        if (positions != nullptr) a[j * C + c] += of_position[C - real[j] + c];
-      }
+      for (int64_t j = 0; j < K; ++j)
+        for (int64_t c = 0; c < real[j]; ++c) a[j * C + c] += of_position[h * C + C - real[j] + c];
     if (task.joint) {
       normalize(a, real, K, C);
     } else {
@@ -286,28 +313,32 @@ static void attend_back_of(const AttendTask& task, int64_t q, const T* gradient,
   const T* positions = static_cast<const T*>(task.positions);
   const int64_t* chunks = task.chunks + q * K;
   T* weights = scratch;            // [K]
-  T* of_position = weights + K;    // [C]
-  T* products = of_position + C;   // [K, C]: of the gradient with a step
-  T* means = products + K * C;     // [K]: of the products inside a chunk
-  T* of_weights = means + K;       // [K]
+  T* of_position = weights + K;      // [H, C]
+  T* of_steps = of_position + H * C; // [H, K, C]: products of the gradient with a step
+  T* means = of_steps + H * K * C;   // [K]: of the products inside a chunk
+  T* of_weights = means + K;         // [K]
   weigh(logits, chunks, K, weights);
   for (int64_t j = 0; j < K; ++j) of_weights[j] = T(0);
+  if (positions != nullptr)
+    for (int64_t c = 0; c < C; ++c) products(gradient, positions + c * D, H, D, of_position + c, C);
+  for (int64_t j = 0; j < K; ++j) {
+    if (chunks[j] < 0) continue;
+    const int64_t real = task.steps != nullptr ? task.steps[chunks[j]] : C;
+    for (int64_t c = 0; c < real; ++c)
+      products(gradient, contents + (chunks[j] * C + c) * D, H, D, of_steps + j * C + c, K * C);
+  }
   for (int64_t h = 0; h < H; ++h) {
-    const T* g = gradient + h * D;
     const T* a = shares + h * K * C;
     T* out = of_ask + h * D;
     for (int64_t d = 0; d < D; ++d) out[d] = T(0);
-    if (positions != nullptr)
-      for (int64_t c = 0; c < C; ++c) of_position[c] = product<T, T>(g, positions + c * D, D);
     T all = 0;
     for (int64_t j = 0; j < K; ++j) {
       means[j] = T(0);
       if (chunks[j] < 0) continue;
       const int64_t real = task.steps != nullptr ? task.steps[chunks[j]] : C;
       for (int64_t c = 0; c < real; ++c) {
-        T& e = products[j * C + c];
-        e = product<T, T>(g, contents + (chunks[j] * C + c) * D, D);
-        if (positions != nullptr) e += of_position[C - real + c];
+        T& e = of_steps[(h * K + j) * C + c];
+        if (positions != nullptr) e += of_position[h * C + C - real + c];
         means[j] += a[j * C + c] * e;
       }
       all += means[j];
@@ -317,7 +348,7 @@ static void attend_back_of(const AttendTask& task, int64_t q, const T* gradient,
     for (int64_t j = 0; j < K; ++j) {
       if (chunks[j] < 0) continue;
       const int64_t real = task.steps != nullptr ? task.steps[chunks[j]] : C;
-      T* of_scores = products + j * C;
+      T* of_scores = of_steps + (h * K + j) * C;
       for (int64_t c = 0; c < real; ++c) of_scores[c] = a[j * C + c] * (of_scores[c] - (task.joint ? all : means[j]));
       pool(out, of_scores, contents + chunks[j] * C * D, real, D);
       if (positions != nullptr) pool(out, of_scores, positions + (C - real) * D, real, D);

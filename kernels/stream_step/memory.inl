@@ -83,7 +83,7 @@ class Read {
     inputs_ = layer.inputs, features_ = layer.features, heads_ = layer.heads, k_ = layer.k, joint_ = layer.joint;
     memory_ = &memory, positions_ = positions;
     row_ = memory.spec.row, length_ = memory.spec.length;
-    scratch_.allocate(k_ * (3 + length_) + length_);
+    scratch_.allocate(3 * k_ + heads_ * length_ * (k_ + 1));
     sizes_.allocate(k_ > 1 ? k_ : 1);
     none_.allocate(row_ > features_ ? row_ : features_);
     of_features_.allocate(features_);

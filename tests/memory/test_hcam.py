@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.func import functional_call
 
 from streamwise.kernels import native_info
 from streamwise.memory.hcam import HCAM, ChunkAttention, Chunks, position_table
@@ -187,15 +188,147 @@ def test_settings_that_do_not_fit_are_refused():
         ChunkAttention(4, 4, features=10, heads=3)
     with pytest.raises(ValueError, match="must be even"):
         ChunkAttention(4, 5)
+    with pytest.raises(ValueError, match="use 'mean' or 'attention'"):
+        ChunkAttention(4, 4, pooling="max")
+    with pytest.raises(ValueError, match="have no ages; give them"):
+        make(age=True)(*some())
+
+
+# Options of ours
+
+
+def pooled_by_steps(module, contents, steps=None):
+    """Summaries by attention pooling, a chunk at a time, of its real steps alone."""
+    rows = []
+    for i, chunk in enumerate(contents.reshape(-1, *contents.shape[-2:])):
+        real = chunk if steps is None else chunk[: steps.flatten()[i]]
+        shares = (real @ module.pool_query / math.sqrt(WIDTH)).exp()
+        rows.append((shares / shares.sum()) @ real)
+    return torch.stack(rows).view(*contents.shape[:-2], WIDTH)
+
+
+def some_with_ages(seed=0, **settings):
+    x, chunks = some(seed, **settings)
+    generator = torch.Generator().manual_seed(seed + 1)
+    ages = torch.randint(0, 90, chunks.summaries.shape[:2], generator=generator)
+    return x, chunks._replace(ages=ages.double())
+
+
+def made_with_options(**settings):
+    """An attention with both options, at weights that matter."""
+    module = make(pooling="attention", age=True, **settings)
+    nn.init.normal_(module.pool_query, std=3.0, generator=torch.Generator().manual_seed(2))
+    nn.init.constant_(module.age_weight, 0.2)
+    return module
+
+
+def test_options_that_are_off_have_no_parameters():
+    plain = ["select_query", "select_key", "query", "query_bias", "key", "value", "value_bias", "output"]
+    plain.append("output_bias")
+    assert [name for name, _ in make().named_parameters()] == plain
+    assert list(make().state_dict()) == [*plain, "positions"]
+    names = [name for name, _ in make(pooling="attention", age=True).named_parameters()]
+    assert names == [*plain, "pool_query", "age_weight"]
+
+
+@IMPLEMENTATIONS
+@pytest.mark.parametrize("masked", [True, False])
+def test_both_options_begin_as_if_they_were_off(implementation, masked):
+    x, chunks = some_with_ages(masked=masked)
+    module, plain = make(pooling="attention", age=True, implementation=implementation), make()
+    means = module.pool(chunks.contents, chunks.steps)
+    if not masked:
+        torch.testing.assert_close(means, chunks.contents.mean(2), rtol=1e-12, atol=1e-12)
+    chunks = chunks._replace(summaries=means.detach())
+    torch.testing.assert_close(module(x, chunks), plain(x, chunks), rtol=1e-12, atol=1e-12)
+    nn.init.normal_(module.pool_query)
+    assert (module(x, chunks) - plain(x, chunks)).abs().max() > 1e-3
+
+
+@IMPLEMENTATIONS
+@pytest.mark.parametrize("masked", [True, False])
+def test_chunks_are_chosen_by_what_is_stored_and_weighed_by_what_is_in_them(implementation, masked):
+    module = made_with_options(implementation=implementation)
+    x, chunks = some_with_ages(masked=masked)
+    penalty = module.age_weight * (1.0 + chunks.ages[:, None]).log()
+    keys, query = module.select_key, x @ module.select_query / math.sqrt(FEATURES)
+    stored = query @ (chunks.summaries @ keys).mT - penalty
+    if masked:
+        stored = stored.masked_fill(~chunks.visible, -math.inf)
+    best = stored.argsort(-1, descending=True)[..., : module.k]
+    found, logits = module.select(x, chunks.summaries, chunks.visible, ages=chunks.ages)
+    known = found >= 0
+    assert torch.equal(found[known], best[known])
+    assert known.all() == (not masked)
+    torch.testing.assert_close(logits, stored.gather(-1, best), rtol=1e-12, atol=1e-12)
+    anew = query @ (pooled_by_steps(module, chunks.contents, chunks.steps) @ keys).mT - penalty
+    anew = anew.gather(-1, best).masked_fill(~known, -math.inf)
+    torch.testing.assert_close(module.weigh(x, chunks, found, logits), anew, rtol=1e-12, atol=1e-12)
+    read = module.read(x, chunks, found, anew)
+    torch.testing.assert_close(module(x, chunks), read, rtol=1e-12, atol=1e-12)
+
+
+@IMPLEMENTATIONS
+@pytest.mark.parametrize("pooling", ["mean", "attention"])
+def test_gradients_of_the_options_are_finite_differences_and_contents_have_none(implementation, pooling):
+    x, chunks = some_with_ages(queries=3)
+    module = make(pooling=pooling, age=True, implementation=implementation)
+    names = ["age_weight", "pool_query"] if pooling == "attention" else ["age_weight"]
+    generator = torch.Generator().manual_seed(3)
+    weights = [
+        torch.randn(getattr(module, name).shape, generator=generator, dtype=torch.float64).requires_grad_()
+        for name in names
+    ]
+
+    def read(*given):
+        # The differences are of a millionth, which does not change which chunks are read.
+        return functional_call(module, dict(zip(names, given, strict=True)), (x, chunks))
+
+    assert torch.autograd.gradcheck(read, weights)
+    for gradient in torch.autograd.grad(read(*weights).square().sum(), weights):
+        assert gradient.abs().min() > 0.0
+    chunks.contents.requires_grad_()
+    chunks.summaries.requires_grad_()
+    module(x, chunks).sum().backward()
+    assert chunks.contents.grad is None
+    assert chunks.summaries.grad is None
+
+
+@IMPLEMENTATIONS
+def test_padded_steps_do_not_count(implementation):
+    module = made_with_options(implementation=implementation)
+    x, chunks = some_with_ages()
+    padded = torch.arange(LENGTH) >= chunks.steps[..., None]
+    other = chunks._replace(contents=chunks.contents.masked_fill(padded[..., None], 9.0))
+    assert padded.any()
+    assert torch.equal(module(x, chunks), module(x, other))
+    counted = other._replace(steps=torch.full_like(chunks.steps, LENGTH))
+    assert not torch.equal(module(x, chunks), module(x, counted))
+
+
+@IMPLEMENTATIONS
+def test_the_age_term_changes_which_chunks_are_opened(implementation):
+    module = make(age=True, k=3, implementation=implementation)
+    x, chunks = some(masked=False)
+    chunks = chunks._replace(ages=torch.tensor([[9.0, 0.0, 8.0, 1.0, 7.0, 2.0, 6.0]] * 2))
+    free, logits = module.select(x, chunks.summaries, ages=chunks.ages)
+    expected, same = make(k=3).select(x, chunks.summaries)
+    assert torch.equal(free, expected)
+    torch.testing.assert_close(logits, same, rtol=1e-12, atol=1e-12)
+    for a, chosen in ((1e6, [1, 3, 5]), (-1e6, [0, 2, 4])):
+        nn.init.constant_(module.age_weight, a)
+        found, _ = module.select(x, chunks.summaries, ages=chunks.ages)
+        assert (found == torch.tensor(chosen)).all()
+        assert not torch.equal(found, free)
 
 
 # The memory of a stream
 
 
-def make_memory(capacity=50, k=3, least=0.25, episodes="own", stream=0, store=None, seed=0):
+def make_memory(capacity=50, k=3, least=0.25, episodes="own", stream=0, store=None, seed=0, **options):
     attention = ChunkAttention(
         QUERY, WIDTH, features=FEATURES, heads=HEADS, length=LENGTH, k=k,
-        generator=torch.Generator().manual_seed(seed),
+        generator=torch.Generator().manual_seed(seed), **options,
     )  # fmt: skip
     if store is None:
         store = InProcessStore(chunk_length=LENGTH, width=WIDTH, capacity=capacity)
@@ -254,6 +387,50 @@ def test_reading_step_by_step_is_reading_all_at_once_with_a_causal_mask(implemen
     together = memory.read(queries)
     alone = torch.stack([memory.read(query) for query in queries])
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+
+
+@IMPLEMENTATIONS
+def test_with_both_options_a_memory_reads_as_its_attention_does(implementation):
+    """Summaries are made with the u of their time, and chunks are short at boundaries."""
+    memory, generator = make_memory(pooling="attention", age=True), torch.Generator().manual_seed(4)
+    memory.attention.implementation = implementation
+    queries = torch.randn(40, QUERY, generator=generator)
+    sealed, chunk, summaries = [], [], []
+    for time, (step, query) in enumerate(zip(items(40), queries, strict=True)):
+        with torch.no_grad():
+            memory.attention.pool_query.normal_(std=3.0, generator=generator)
+            memory.attention.age_weight.normal_(std=0.1, generator=generator)
+        if sealed:
+            counts = torch.tensor([len(steps) for _, steps in sealed])
+            contents = torch.zeros(len(sealed), LENGTH, WIDTH)
+            contents[torch.arange(LENGTH) < counts[:, None]] = torch.cat([steps for _, steps in sealed])
+            ages = torch.tensor([time - 1.0 - last for last, _ in sealed])
+            given = Chunks(torch.stack(summaries)[None], contents[None], steps=counts[None], ages=ages[None])
+            expected = memory.attention(query[None, None], given)[0, 0]
+            torch.testing.assert_close(memory.read(query), expected, rtol=1e-5, atol=1e-5)
+        boundary = time % 7 == 1
+        memory.append(step, boundary=boundary)
+        chunk.append(step)
+        if boundary or len(chunk) == LENGTH:
+            sealed.append((time, torch.stack(chunk)))
+            summaries.append(pooled_by_steps(memory.attention, sealed[-1][1]).detach())
+            chunk = []
+    assert len(sealed) > memory.attention.k
+    torch.testing.assert_close(torch.from_numpy(memory.store.summaries), torch.stack(summaries))
+    assert (summaries[-1] - sealed[-1][1].mean(0)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_the_options_learn_by_reads_of_a_memory_unless_one_softmax_ignores_them(joint):
+    memory = make_memory(pooling="attention", age=True, joint=joint)
+    assert (memory.read(torch.randn(QUERY)) == 0.0).all()
+    for step in items(22):
+        memory.append(step)
+    memory.read(torch.randn(QUERY)).square().sum().backward()
+    for parameter in (memory.attention.pool_query, memory.attention.age_weight):
+        assert (parameter.grad.abs().sum() > 0.0) == (not joint)
+    other = make_memory(pooling="attention", age=True, stream=1, store=memory.store)
+    assert (other.read(torch.randn(2, QUERY)) == 0.0).all()  # there are chunks, and none is to be opened
 
 
 def test_a_step_learns_by_reads_and_nothing_flows_into_what_was_stored():

@@ -724,6 +724,37 @@ def test_damage_in_a_file_that_was_whole_is_noticed_when_it_is_read(tmp_path):
         store.contents([3])
 
 
+# -- summaries that are given
+
+
+@every_retention
+@pytest.mark.parametrize("on_disk", [True, False], ids=["disk", "memory"])
+def test_given_summaries_are_kept_bit_for_bit(retention, on_disk, tmp_path):
+    folder, generator = tmp_path if on_disk else None, np.random.default_rng(0)
+    store, given = make(folder, retention), {}
+    for number in range(20):
+        summary = generator.standard_normal(WIDTH).astype(np.float32)
+        given[seal(store, number, summary=summary)] = summary
+    seen, state = everything(store), load(save(store.state_dict()))
+    if retention != "merge":
+        for id, summary in zip(store.ids.tolist(), store.summaries, strict=True):
+            assert id < 0 or summary.tobytes() == given[id].tobytes()
+    store.close()
+    again = make(folder, retention)
+    if on_disk:
+        assert everything(again)["summaries"] == seen["summaries"]
+    again.load_state_dict(state)
+    assert everything(again) == seen
+
+
+def test_merged_chunks_have_a_summary_between_those_that_were_given():
+    store = make(retention=Merge(), capacity=2)
+    for number, count in enumerate((1, 3, 4)):
+        seal(store, number, count=count, summary=[float(number), 8.0, -1.0])
+    merged = next(slot for slot, id in enumerate(store.ids.tolist()) if store.chunk(id).covered == 1 + 3)
+    assert store.summaries[merged].tolist() == [0.75, 8.0, -1.0]
+
+
 # -- errors
 
 
@@ -740,6 +771,9 @@ def test_wrong_chunks_are_refused_in_a_line_and_change_nothing(tmp_path):
     ]:
         with pytest.raises(ValueError, match=message):
             store.append(contents, first=0.0, last=1.0)
+    for summary in (np.zeros(2), np.zeros((1, 3)), [0.0, 1.0, np.inf]):
+        with pytest.raises(ValueError, match=r"the summary of a chunk has shape .* use 3 finite numbers"):
+            store.append(np.zeros((1, 3)), first=0.0, last=1.0, summary=summary)
     for about in ({"first": 2.0}, {"last": float("nan")}, {"priority": float("nan")}):
         with pytest.raises(ValueError, match="use numbers, in order"):
             store.append(np.zeros((1, 3)), **{"first": 0.0, "last": 1.0, **about})
