@@ -1,9 +1,10 @@
-"""Draw what a hierarchical chunk memory keeps, and what a query finds in it.
+"""Draw what a hierarchical chunk memory keeps, what a query finds in it, and what agents make of it.
 
 A stream of 16 chunks, in two of which something happened that is like the query. Projections are the
 identity, as if what is alike were also what is looked for.
 
     python benchmarks/memory_figures.py --folder docs/images
+    streamwise sweep recall && python benchmarks/memory_figures.py --recall outputs/recall
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import matplotlib.style
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 import tyro
 from matplotlib.figure import Figure
@@ -23,6 +25,7 @@ from streamwise.runs.figures import INK, MUTED, STYLE, finish_axes
 WIDTH, LENGTH, CHUNKS, OPENED = 12, 8, 16, 4
 EVENTS = {27: 1.0, 93: 0.8}  # at which steps something like the query happened, and how much like it
 OPEN = "#2563eb"
+AGENTS = {"hcam": "chunks of the past", "gru": "a recurrent state", "none": "neither"}
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Options:
 
     folder: Path = Path("docs/images")
     """Where they go."""
+    recall: Path | None = None
+    """A finished sweep `recall`, to draw its curves alone."""
 
 
 def stream(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -97,5 +102,33 @@ def draw(options: Options) -> Path:
     return path
 
 
+def draw_recall(options: Options, sweep: Path) -> Path:
+    """Draw the right answers over the steps, each seed and their mean, for each agent of the sweep."""
+    path, every = options.folder / "memory-recall.png", 25_000
+    with matplotlib.style.context(["default", STYLE]):
+        figure = Figure(figsize=(9, 3.6), layout="constrained")
+        axes = figure.subplots()
+        for (agent, label), colour in zip(AGENTS.items(), ("#2563eb", "#d2601a", "#1a8a5f"), strict=True):
+            curves = []
+            for file in sorted(sweep.glob(f"runs/*-{agent}-seed*/metrics.parquet")):
+                table = pq.read_table(file, columns=["step", "episode_return"])
+                step, right = (table[name].to_numpy() for name in ("step", "episode_return"))
+                ends = np.arange(every, step[-1] + 1, every)
+                curves.append([right[(end - every < step) & (step <= end)].mean() for end in ends])
+            axes.plot(ends, np.transpose(curves), color=colour, alpha=0.35, linewidth=0.9)
+            axes.plot(ends, np.mean(curves, 0), color=colour, linewidth=2, label=label)
+        axes.set(ylabel="right answers", ylim=(0, 1))
+        axes.set_title("Which of four symbols was it, fifty steps ago? Five seeds of stream-AC")
+        axes.legend(frameon=False, loc="center right")
+        finish_axes(axes)
+        figure.savefig(path, dpi=110, facecolor="white", metadata={"Software": "streamwise"})
+    return path
+
+
+def main(options: Options) -> None:
+    """Draw one or the other."""
+    print(draw(options) if options.recall is None else draw_recall(options, options.recall))
+
+
 if __name__ == "__main__":
-    print(draw(tyro.cli(Options, description=__doc__)))
+    main(tyro.cli(Options, description=__doc__))
