@@ -158,9 +158,8 @@ class EpisodeMemory:
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from a state that `state_dict` gave."""
-        self.clear()
-        contents = state["memory.contents"].numpy()
+        """Go on from a state that `state_dict` gave. Raises ValueError for one that cannot be."""
+        contents, counters = state["memory.contents"].numpy(), state["memory.counters"].numpy()
         slots = len(self.visible)
         used = len(contents)
         if used > slots or contents.shape[1:] != self.contents.shape[1:]:
@@ -168,9 +167,16 @@ class EpisodeMemory:
                 f"the memory's chunks are {self.shape[0]} steps of {self.shape[1]} numbers, {slots - 1} of "
                 f"them; the state has {used}, of {contents.shape[1]} steps of {contents.shape[2]}."
             )
-        self.contents[:used] = contents
-        self.counters[:] = state["memory.counters"].numpy()
-        sealed = int(self.counters[0])
+        # Native code goes by these numbers.
+        sealed, fill, time, _ = counters.tolist()
+        if not (
+            0 <= fill < self.shape[0] and sealed >= 0 <= time and used == min(sealed + bool(fill), slots)
+        ):
+            raise ValueError(
+                f"the memory's state is damaged: {used} chunks, {sealed} sealed, and {fill} steps open."
+            )
+        self.clear()
+        self.contents[:used], self.counters[:] = contents, counters
         self.visible[: min(sealed, slots)] = 1
         self.visible[sealed % slots] = 0
         self.summaries[:used] = state["memory.summaries"].numpy()

@@ -72,6 +72,20 @@ def test_a_state_of_another_shape_is_refused_by_name():
         EpisodeMemory(3, chunk_length=2, capacity=1).load_state_dict(memory.state_dict())
 
 
+@pytest.mark.parametrize(("place", "number"), [(0, -1), (0, 99), (1, 2), (1, -1), (2, -1)])
+def test_a_damaged_state_is_refused_before_anything_changes(place, number):
+    """Native code would write where these numbers point."""
+    memory, other = (EpisodeMemory(3, chunk_length=2, capacity=4) for _ in range(2))
+    for item in items(5, 3):
+        memory.append(item)
+        other.append(item)
+    state = memory.state_dict()
+    state["memory.counters"][place] = number
+    with pytest.raises(ValueError, match="damaged"):
+        other.load_state_dict(state)
+    assert readable(other) == readable(memory)
+
+
 def test_nothing_is_read_of_an_empty_memory_and_forgetting_empties_it():
     memory = EpisodeMemory(4, chunk_length=2, capacity=5)
     read = memory.reader()

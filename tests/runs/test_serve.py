@@ -183,7 +183,7 @@ def test_a_live_run_is_followed_while_it_learns(live):
 
 
 def test_metrics_alone_are_served_on_a_port_of_their_own(live):
-    # The lag is known a moment after the first row, and would be on one of two pages read one after the other.
+    # The lag is known a moment after the first row: it could be on one of the two pages alone.
     wait_for(lambda: live.run.recorder.row and ("streamwise_lag",) in metrics_of(live.metrics))
     here, there = metrics_of(live.metrics), metrics_of(live.url)
     assert {name for name in here if name[0].startswith("streamwise")} == {
