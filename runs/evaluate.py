@@ -102,9 +102,14 @@ def _check_fit(agent: Any, environment: Any, name: str) -> None:
         ):
             environment.close()
             raise UsageError(
-                f"--env {name}: its {what.replace('_', ' ')} is {found}, and the run's {trained}; choose an "
-                "environment of the same spaces."
+                f"--env {name}: its {what.replace('_', ' ')} is {_in_short(found)}, and the run's "
+                f"{_in_short(trained)}; choose an environment of the same spaces."
             )
+
+
+def _in_short(space: gymnasium.Space[Any]) -> str:
+    discrete = isinstance(space, gymnasium.spaces.Discrete)
+    return str(space) if discrete else f"{type(space).__name__} of shape {space.shape}"
 
 
 def _play(agent: Any, environment: Any, explore: bool, film: Film | None) -> tuple[float, int]:
