@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from streamwise.memory.retention import mix
+
 __all__ = ["CounterGenerator", "draws", "mix"]
 
 _MASK = (1 << 64) - 1
@@ -65,13 +67,6 @@ def draws(key: int, start: int, count: int) -> NDArray[np.float64]:
     """Return draws number start, start + 1, ... of [0, 1) under a key, [count]."""
     numbers = (mix((key + (start + i) * _GOLDEN) & _MASK) >> 11 for i in range(count))
     return np.array([number * 2.0**-53 for number in numbers])
-
-
-def mix(bits: int) -> int:
-    """Return 64 bits mixed to other 64, each of them by all."""
-    bits = ((bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    bits = ((bits ^ (bits >> 27)) * 0x94D049BB133111EB) & _MASK
-    return bits ^ (bits >> 31)
 
 
 def _signed(bits: int) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LogThinning", "Lowest", "Merge", "Reservoir", "Ring", "Surprise", "Table", "Use", "Window"]
+__all__ = ["LogThinning", "Lowest", "Merge", "Reservoir", "Ring", "Surprise", "Table", "Use", "Window", "mix"]
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
