@@ -44,7 +44,7 @@ class Agent(Learner, Protocol):
         ...
 
     def forget(self) -> None:
-        """Remember nothing, as at the start of an episode."""
+        """Forget the episode, as at its end: traces, and what was remembered of it."""
         ...
 
 
@@ -53,4 +53,12 @@ class Predictor(Learner, Protocol):
 
     def predict_one(self, observation: NDArray[Any]) -> float:
         """Predict from one observation, changing nothing."""
+        ...
+
+    def remember(self, observation: NDArray[Any]) -> None:
+        """Take an observation into the memory, if there is one, learning nothing."""
+        ...
+
+    def forget(self) -> None:
+        """Forget the episode, as at its end: traces, and what was remembered of it."""
         ...

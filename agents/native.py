@@ -18,7 +18,7 @@ from streamwise.agents.step_sizes import AdaptiveObGD, Intentional, ObGD, Rule
 from streamwise.kernels.stream_step import make_stream_step
 from streamwise.memory.episode import EpisodeMemory, EpisodeRead
 from streamwise.memory.hcam import ChunkAttention
-from streamwise.memory.recurrent import RecurrentRead
+from streamwise.memory.recurrent import RecurrentMemory, RecurrentRead
 from streamwise.streams import Action, Transition, UsageError
 
 __all__ = ["Backend", "NativeStep", "native_step"]
@@ -38,7 +38,7 @@ _RULE_SCALARS = {  # what a rule remembers besides its arrays, and what it start
 
 
 class NativeStep:
-    """Runs one learner's `act`, `predict` and `learn_one` in C++.
+    """Runs one learner's `act`, `predict`, `learn_one`, `remember` and `forget` in C++.
 
     Parameters, traces, second moments and observation statistics are the learner's own, changed in place.
     Counters and other scalars live in C++ meanwhile: `pull` copies them to the learner's parts, as a
@@ -89,7 +89,7 @@ class NativeStep:
             self._step.remember(_readable(observation))
 
     def forget(self) -> None:
-        """Remember nothing, as at the start of an episode."""
+        """Forget the episode as the learner would."""
         self._step.forget()
 
     def learn_one(self, transition: Transition) -> Metrics:
@@ -190,8 +190,8 @@ def native_step(
             "mean": statistics.mean.reshape(-1),
             "squared_deviation": statistics.squared_deviation.reshape(-1),
             "new_action": None,
-            "memory": _memory(memory),
-            **{what: _describe(network, rule, samples) for what, (network, rule) in networks.items()},
+            "memory": memory.native_settings() if isinstance(memory, EpisodeMemory) else None,
+            **{what: _describe(network, rule, samples, memory) for what, (network, rule) in networks.items()},
             **settings,
         }
         step = make_stream_step(spec)
@@ -209,7 +209,9 @@ class UnsupportedError(ValueError):
     """What keeps a learner from running natively."""
 
 
-def _describe(network: FlatNetwork, rule: Rule, samples: TransitionNormalizer) -> dict[str, Any]:
+def _describe(
+    network: FlatNetwork, rule: Rule, samples: TransitionNormalizer, memory: AgentMemory | None
+) -> dict[str, Any]:
     if type(rule) not in (ObGD, AdaptiveObGD, Intentional):  # a subclass may compute anything
         raise UnsupportedError(f"there is no native kernel for the rule {type(rule).__name__}")
     description: dict[str, Any] = {
@@ -218,7 +220,7 @@ def _describe(network: FlatNetwork, rule: Rule, samples: TransitionNormalizer) -
         "trace": rule.trace,
     }
     if type(network.module) is MemoryNetwork:
-        description |= _arrays(network.module.read)
+        description |= _arrays(network.module.read, memory)
     if isinstance(rule, Intentional):
         description |= {
             "rule": "intentional",
@@ -242,15 +244,12 @@ def _describe(network: FlatNetwork, rule: Rule, samples: TransitionNormalizer) -
     return description
 
 
-def _memory(memory: AgentMemory | None) -> dict[str, Any] | None:
-    return memory.native_settings() if type(memory) is EpisodeMemory else None
-
-
-def _arrays(read: nn.Module) -> dict[str, Any]:
-    """What a read uses besides its weights."""
-    if isinstance(read, RecurrentRead):
+def _arrays(read: nn.Module, memory: AgentMemory | None) -> dict[str, Any]:
+    """What a read uses besides its weights. Raises UnsupportedError if it is not of the learner's memory."""
+    if isinstance(read, RecurrentRead) and isinstance(memory, RecurrentMemory) and read in memory.reads:
         return {"hidden": read.hidden}
-    assert isinstance(read, EpisodeRead)
+    if not isinstance(read, EpisodeRead) or read.memory is not memory:
+        raise UnsupportedError("a network reads another memory than the learner's")
     positions = read.attention.positions
     return {"positions": None if positions is None else positions.reshape(-1)}
 
@@ -258,7 +257,7 @@ def _arrays(read: nn.Module) -> dict[str, Any]:
 def _reading(module: MemoryNetwork, shape: tuple[int, ...]) -> tuple[tuple[Any, ...], tuple[int, ...]]:
     """Describe what a network reads before its body, and the shape of what comes out."""
     read = module.read
-    if len(shape) != 1 or len(list(module.encoder.modules())) > 1:
+    if len(shape) != 1 or type(module.encoder) is not nn.Sequential or len(module.encoder):
         raise UnsupportedError("there is no native kernel for a memory beside a picture")
     if type(read) is RecurrentRead and type(read.cell) is nn.GRUCell:
         features = read.cell.hidden_size
@@ -266,6 +265,8 @@ def _reading(module: MemoryNetwork, shape: tuple[int, ...]) -> tuple[tuple[Any, 
     if type(read) is not EpisodeRead or type(read.attention) is not ChunkAttention:
         raise UnsupportedError(f"there is no native kernel for a {type(read).__name__}")
     attention = read.attention
+    if attention.pool_query is not None or attention.age_weight is not None:
+        raise UnsupportedError("there is no native kernel for pooling by attention or an age term")
     features = attention.output.shape[1]
     described = ("read", shape[0], features, attention.heads, attention.k, attention.joint)
     return described, (shape[0] + features,)

@@ -22,6 +22,9 @@ OBGD, INTENTIONAL = ("obgd", "adaptive-obgd"), ("intentional",)
 
 SMALLEST_LAYER = 10  # below it, sparse initialization leaves no weight, and the network never learns
 
+_LARGEST_OF_MEMORY = 4096  # features, heads, chunks read, steps of a chunk
+_LARGEST_MEMORY = 2**32  # numbers
+
 # Which settings are read under which values of another; setting one that is never read is refused.
 _READ_WITH = {
     "step_size": ("step_size_rule", OBGD),
@@ -103,6 +106,10 @@ class StreamSettings:
             setting = f"memory_{name}"
             if getattr(self, setting) < 1:
                 raise UsageError(f"{setting} is {getattr(self, setting)}; it must be 1 or more.")
+            if name != "capacity" and getattr(self, setting) > _LARGEST_OF_MEMORY:
+                raise UsageError(
+                    f"{setting} is {getattr(self, setting)}; it must be {_LARGEST_OF_MEMORY} or less."
+                )
         if not 0 <= self.memory_random_reads < self.memory_reads:
             raise UsageError(
                 f"memory_random_reads is {self.memory_random_reads}; it lies from 0 to "
@@ -154,8 +161,14 @@ class StreamSettings:
         if self.memory == "gru":
             return RecurrentMemory(width, features=self.memory_features, dtype=self.torch_dtype)
         if self.memory == "hcam":
+            capacity, length = self.memory_capacity, self.memory_chunk_length
+            if (capacity + 1) * (length + 1) * (width + 1) > _LARGEST_MEMORY:
+                raise UsageError(
+                    f"memory_capacity is {capacity}, chunks of {length} steps of {width} numbers; keep it "
+                    f"below {_LARGEST_MEMORY:,} numbers in all."
+                )
             return EpisodeMemory(
-                width, chunk_length=self.memory_chunk_length, capacity=self.memory_capacity,
+                width, chunk_length=length, capacity=capacity,
                 features=self.memory_features, heads=self.memory_heads, k=self.memory_reads,
                 random_reads=self.memory_random_reads, key=mix(seed), dtype=self.torch_dtype,
             )  # fmt: skip

@@ -151,16 +151,22 @@ class StreamSARSA:
 
     def remember(self, observation: NDArray[Any]) -> None:
         """Take an observation that was acted on into the memory, if there is one, learning nothing."""
+        if self.memory is None:
+            return
         if self.native is not None:
             self.native.remember(observation)
-        elif self.memory is not None:
+        else:
             self.memory.append(self.samples.observe(observation).flatten())
 
     def forget(self) -> None:
-        """Remember nothing, as at the start of an episode. What was learned stays."""
+        """Forget the episode, as at its end: traces, what was remembered of it, the action to be taken."""
+        self.next_action = None
         if self.native is not None:
             self.native.forget()
-        elif self.memory is not None:
+            return
+        self.rule.trace.zero_()
+        self.samples.episode_starts = True
+        if self.memory is not None:
             self.memory.clear()
 
     def state_dict(self) -> State:

@@ -29,7 +29,7 @@ from streamwise.memory.retention import mix
 __all__ = ["EpisodeMemory", "EpisodeRead"]
 
 _MASK, _GOLDEN = (1 << 64) - 1, 0x9E3779B97F4A7C15
-_DRAWS = 1024  # numbers set aside for the random reads of one step; native code says the same
+_DRAWS = 1024  # from one step's first random number to the next one's; native code says the same
 
 
 class EpisodeMemory:
@@ -142,7 +142,6 @@ class EpisodeMemory:
             "summaries": self.summaries.reshape(-1),
             "visible": self.visible,
             "counters": self.counters,
-            "width": self.item_width,
             "shape": [slots, length, row],
             "random_reads": self.random_reads,
         }
@@ -159,13 +158,16 @@ class EpisodeMemory:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a state that `state_dict` gave. Raises ValueError for one that cannot be."""
-        contents, counters = state["memory.contents"].numpy(), state["memory.counters"].numpy()
-        slots = len(self.visible)
+        contents, summaries, counters = (
+            state[f"memory.{name}"].numpy() for name in ("contents", "summaries", "counters")
+        )
+        slots, (length, row) = len(self.visible), self.shape
         used = len(contents)
-        if used > slots or contents.shape[1:] != self.contents.shape[1:]:
+        shapes = contents.shape, summaries.shape, counters.shape
+        if used > slots or shapes != ((used, length, row), (used, row), self.counters.shape):
             raise ValueError(
-                f"the memory's chunks are {self.shape[0]} steps of {self.shape[1]} numbers, {slots - 1} of "
-                f"them; the state has {used}, of {contents.shape[1]} steps of {contents.shape[2]}."
+                f"the memory's chunks are {length} steps of {row} numbers, {slots - 1} of them; the state "
+                f"has contents {contents.shape}, summaries {summaries.shape}, counters {counters.shape}."
             )
         # Native code goes by these numbers.
         sealed, fill, time, _ = counters.tolist()
@@ -179,7 +181,7 @@ class EpisodeMemory:
         self.contents[:used], self.counters[:] = contents, counters
         self.visible[: min(sealed, slots)] = 1
         self.visible[sealed % slots] = 0
-        self.summaries[:used] = state["memory.summaries"].numpy()
+        self.summaries[:used] = summaries
 
 
 class EpisodeRead(nn.Module):

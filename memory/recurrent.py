@@ -28,32 +28,35 @@ class RecurrentMemory:
 
     def __init__(self, width: int, *, features: int = 32, dtype: torch.dtype = torch.float32) -> None:
         self.width, self.features, self.dtype = width, features, dtype
-        self._reads: list[RecurrentRead] = []
+        self.reads: list[RecurrentRead] = []
 
     def reader(self, generator: torch.Generator | None = None) -> RecurrentRead:
         """Return a cell whose state is this memory's."""
         read = RecurrentRead(self.width, self.features, self.dtype, generator)
-        self._reads.append(read)
+        self.reads.append(read)
         return read
 
     @torch.no_grad()
     def append(self, item: Tensor) -> None:
         """Move every cell's state on by one step, [width]."""
-        for read in self._reads:
+        for read in self.reads:
             read.hidden[:] = read(item[None])[0].numpy()
 
     def clear(self) -> None:
         """Start every cell from zeros, as at the end of an episode."""
-        for read in self._reads:
+        for read in self.reads:
             read.hidden[:] = 0.0
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the states, [cells, features]."""
-        return {"memory.hidden": torch.tensor(np.stack([read.hidden for read in self._reads]))}
+        return {"memory.hidden": torch.tensor(np.stack([read.hidden for read in self.reads]))}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from a state that `state_dict` gave."""
-        for read, hidden in zip(self._reads, state["memory.hidden"], strict=True):
+        """Go on from a state that `state_dict` gave. Raises ValueError for one of another shape."""
+        given, expected = tuple(state["memory.hidden"].shape), (len(self.reads), self.features)
+        if given != expected:
+            raise ValueError(f"the state is of {given} recurrent units, and the memory has {expected}.")
+        for read, hidden in zip(self.reads, state["memory.hidden"], strict=True):
             read.hidden[:] = hidden.numpy()
 
 

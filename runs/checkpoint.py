@@ -237,7 +237,9 @@ def restore(checkpoint: Checkpoint, network: NetworkBuilder | None = None, backe
             backend=backend,
         )
         learner.load_state_dict(checkpoint.state)
-    except (KeyError, TypeError, RuntimeError, msgspec.ValidationError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, RuntimeError, msgspec.ValidationError) as error:
+        if isinstance(error, UsageError):
+            raise
         raise CheckpointError(
             f"{checkpoint.path} does not fit the learner it names ({error}); an agent with a network of its "
             "own is loaded with load(path, network=...)."

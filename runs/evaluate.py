@@ -51,7 +51,7 @@ def evaluate(
 
     explore: act as in training (sampled, or epsilon-greedy) instead of greedily. video: the first episode is
     written there as MP4. environment: another than the run's, with the same observations and actions, such as
-    a longer version of it. The result is also written to `evaluation.json` in the run directory.
+    a longer version of it. The result in the run's own is also written to `evaluation.json` in its directory.
     Raises UsageError for a run that has no policy, a missing checkpoint, an environment that does not fit, or
     a video that cannot be made.
     """
@@ -90,7 +90,8 @@ def evaluate(
         interval = (float(low), float(high))
     step = int(checkpoint.meta["step"])
     evaluation = Evaluation(config.environment, step, returns, lengths, float(np.mean(returns)), interval)
-    (directory / "evaluation.json").write_text(json.dumps(asdict(evaluation), indent=2))
+    if environment is None:
+        (directory / "evaluation.json").write_text(json.dumps(asdict(evaluation), indent=2))
     return evaluation
 
 
@@ -98,7 +99,7 @@ def _check_fit(agent: Any, environment: Any, name: str) -> None:
     for what in ("observation_space", "action_space"):
         trained, found = getattr(agent, what), getattr(environment, what)
         if (type(trained), trained.shape) != (type(found), found.shape) or (
-            isinstance(found, gymnasium.spaces.Discrete) and found.n != trained.n
+            isinstance(found, gymnasium.spaces.Discrete) and found != trained
         ):
             environment.close()
             raise UsageError(

@@ -236,7 +236,7 @@ def _run(
     recorder = Recorder(config.directory, is_series=is_series, storage=storage)
     notes = [_backend_of(learner)]
     if meta is not None:
-        notes.append(_go_on(stream, recorder, meta))
+        notes.append(_go_on(stream, recorder, learner, meta))
     saver = Saver(
         Checkpoints.of(config),
         recorder,
@@ -294,10 +294,11 @@ def _run(
     return RunResult(config.directory, step, recorder.mean_return, stop.signal)
 
 
-def _go_on(stream: Any, recorder: Recorder, meta: dict[str, Any]) -> str:
+def _go_on(stream: Any, recorder: Recorder, learner: Any, meta: dict[str, Any]) -> str:
     """Put stream and recorder where a checkpoint was; return where that is.
 
-    An environment that could not be saved, or whose libraries have changed since, starts a new episode.
+    An environment that could not be saved, or whose libraries have changed since, starts a new episode, which
+    the learner is to know nothing of the last one in.
     """
     recorder.resume(meta["recorder"])
     position = meta["position"]
@@ -312,5 +313,6 @@ def _go_on(stream: Any, recorder: Recorder, meta: dict[str, Any]) -> str:
         why_not = str(error)
     if why_not is None:
         return where
+    learner.forget()
     abandoned = recorder.abandon_episode()
     return f"{where} with a new episode ({abandoned} steps of the last are given up: {why_not})"

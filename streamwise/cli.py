@@ -416,6 +416,7 @@ def _evaluate(argv: list[str]) -> int:
     print(
         f"mean return {_of_return(result.mean)}{interval}, episodes: {len(result.episode_returns)}, "
         f"{'exploring' if arguments.explore else 'greedy'}, checkpoint at step {result.step:,}"
+        f"{'' if arguments.env is None else f', in {arguments.env}'}"
     )
     if arguments.video is not None:
         print(f"video: {arguments.video}")

@@ -121,7 +121,7 @@ class Learner {
   virtual bool predict(const void* observation, InputKind kind, double& value) = 0;
   // Take an observation into the memory, learning nothing; false if it is not finite.
   virtual bool remember(const void* observation, InputKind kind) = 0;
-  virtual void clear_memory() = 0;  // as at the start of an episode
+  virtual void end_episode() = 0;  // as if the newest transition had ended it
   // Something outside has written to the parameters or the statistics: forget what was computed.
   virtual void forget() = 0;
 };

@@ -56,9 +56,12 @@ class NativeLearner : public Learner {
     return true;
   }
 
-  void clear_memory() override {
-    if (memory.present()) memory.clear();
+  void end_episode() override {
+    value.clear_trace();
     value.clear_state();
+    if (memory.present()) memory.clear();
+    state.episode_starts = true;
+    state.next_action = -1;
     forget_reads();
   }
 
@@ -147,11 +150,6 @@ class NativeLearner : public Learner {
   // The memory is another than when these were computed.
   virtual void forget_reads() { value_now.valid = value_next.valid = false; }
 
-  void end_episode() {
-    value.clear_trace();
-    clear_memory();
-  }
-
   // One step of the value network towards td_error, along the trace of output `index`.
   double update_value(int64_t index, double td_error) {
     zero(value_delta.data, value_delta.size);
@@ -229,8 +227,7 @@ class NativeAC final : public NativeLearner<T> {
     metrics.policy_step_size = policy.update(policy_now, td_error, decay, state.policy);
     policy_now.valid = false;
     if (terminated || truncated) {
-      this->end_episode();
-      policy.clear_trace();
+      end_episode();
     }
     metrics.value = value_of;
     metrics.td_error_magnitude = __builtin_fabs(td_error);
@@ -303,9 +300,10 @@ class NativeAC final : public NativeLearner<T> {
     policy.move_on(x, policy_now);
   }
 
-  void clear_memory() override {
+  void end_episode() override {
+    policy.clear_trace();
     policy.clear_state();
-    Base::clear_memory();
+    Base::end_episode();
   }
 
   Network<T> policy;

@@ -84,8 +84,8 @@ class Read {
     memory_ = &memory, positions_ = positions;
     row_ = memory.spec.row, length_ = memory.spec.length;
     scratch_.allocate(3 * k_ + heads_ * length_ * (k_ + 1));
-    sizes_.allocate(k_ > 1 ? k_ : 1);
-    none_.allocate(row_ > features_ ? row_ : features_);
+    sizes_.allocate(k_);
+    no_bias_.allocate(row_ > features_ ? row_ : features_);
     of_features_.allocate(features_);
     of_query_.allocate(features_);
     of_pooled_.allocate(heads_ * row_);
@@ -118,7 +118,7 @@ class Read {
     T* const out = y + inputs_;
 
     affine_backward(w.select_query, x, r.select_query.data, inputs_, features_);
-    affine(w.select_key, none_.data, r.select_query.data, r.select.data, row_, features_);
+    affine(w.select_key, no_bias_.data, r.select_query.data, r.select.data, row_, features_);
     scale(r.select.data, T(1) / root(T(features_)), row_);
     const int64_t visible = memory_->visible() ? memory_->used() - 1 : memory_->used();
     r.read = k_ < visible ? k_ : visible;
@@ -159,7 +159,7 @@ class Read {
 
     outer(g.output, r.values.data, d_out, features_, features_);
     copy(g.output_bias, d_out, features_);
-    affine(w.output, none_.data, d_out, of_features_.data, features_, features_);
+    affine(w.output, no_bias_.data, d_out, of_features_.data, features_, features_);
     copy(g.value_bias, of_features_.data, features_);
     for (int64_t h = 0; h < heads_; ++h)
       for (int64_t d = 0; d < row_; ++d) {
@@ -278,6 +278,6 @@ class Read {
   bool joint_ = false;
   const Memory<T>* memory_ = nullptr;
   const T* positions_ = nullptr;
-  Array<T> scratch_, none_, of_features_, of_query_, of_pooled_, of_ask_, of_logits_, of_select_;
+  Array<T> scratch_, no_bias_, of_features_, of_query_, of_pooled_, of_ask_, of_logits_, of_select_;
   Array<int64_t> sizes_;
 };

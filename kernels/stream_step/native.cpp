@@ -392,7 +392,7 @@ class StreamStep {
 
   void forget() {
     const Turn turn(taken_);
-    learner_->clear_memory();
+    learner_->end_episode();
   }
 
   nb::object predict(nb::handle observation) {
@@ -593,7 +593,7 @@ void bind_stream_step(nb::module_& module) {
       .def("remember", &StreamStep::remember, nb::arg("observation"),
            "Take an observation into the memory, if there is one, learning nothing; False for one that cannot be read or "
            "is not finite.")
-      .def("forget", &StreamStep::forget, "Remember nothing, as at the start of an episode.")
+      .def("forget", &StreamStep::forget, "Forget the episode, as at its end: traces, and what was remembered of it.")
       .def("state", &StreamStep::state, "Return everything that changes besides the arrays.")
       .def("set_state", &StreamStep::set_state, nb::arg("state"),
            "Go on from `state`; also to be called after writing to the arrays.");

@@ -117,7 +117,7 @@ class Network {
     a0.valid = a1.valid = true;
   }
 
-  // Turn d objective / d outputs into every layer's own, and the convolutions' gradients.
+  // Turn d objective / d outputs into every layer's own, and what gradients of weights are made of.
   void backward(const T* output_delta, const Activations<T>& a) {
     __builtin_memcpy(delta_[count_ - 1].data, output_delta, sizeof(T) * static_cast<size_t>(outputs()));
     for (int64_t l = count_ - 1; l >= 0; --l)

@@ -388,6 +388,29 @@ def test_the_seed_of_an_agent_is_the_seed_of_its_published_network(case: Case):
 
 
 @every_learner
+def test_to_forget_is_what_the_end_of_an_episode_does(case: Case):
+    """Nothing of the episode is left but what was learned; and nothing else is touched."""
+    agent, world = case.make(), World(time_limit_steps=50)
+    live(agent, world, 25)
+    while world.steps == 0:
+        live(agent, world, 1)
+    before = agent.state_dict()
+    agent.forget()
+    after = agent.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    of_the_episode = {"episode_starts", "next_action", *traces(agent)}
+    assert "episode_starts" in changed
+    assert all(name in of_the_episode or name.startswith("memory.") for name in changed)
+    assert not any(trace.any() for trace in traces(agent).values())
+    assert after["episode_starts"]
+    assert after.get("next_action", torch.tensor(-1)) == -1
+    if case.memory == "hcam":
+        assert after["memory.counters"][:2].tolist() == [0, 0]
+    if case.memory == "gru":
+        assert not after["memory.hidden"].any()
+
+
+@every_learner
 def test_images_are_learned_from_too(case: Case):
     """uint8 frames, as Atari gives them."""
     space = spaces.Box(0, 255, (4, 84, 84), np.uint8)

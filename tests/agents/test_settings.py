@@ -7,8 +7,9 @@ import pytest
 import torch
 from agents_support import FEATURES, OBSERVATIONS
 from gymnasium import spaces
+from torch import nn
 
-from streamwise.agents import AGENTS, StreamACConfig, StreamQConfig, StreamSettings, agent_class
+from streamwise.agents import AGENTS, StreamAC, StreamACConfig, StreamQConfig, StreamSettings, agent_class
 from streamwise.agents.exploration import ExplorationSettings
 from streamwise.streams import UsageError
 
@@ -41,7 +42,15 @@ from streamwise.streams import UsageError
         ({"epsilon_end": -0.1}, "epsilon_end"),
         ({"exploration_fraction": 2.0}, "exploration_fraction"),
         ({"exploration_steps": -1}, "exploration_steps"),
-        # A setting that the chosen rule never reads:
+        ({"memory": "lstm"}, "memory"),
+        ({"memory": "hcam", "memory_features": 0}, "memory_features"),
+        ({"memory": "hcam", "memory_heads": 3}, "memory_features"),
+        ({"memory": "hcam", "memory_reads": 10**9}, "memory_reads"),
+        ({"memory": "hcam", "memory_random_reads": 8}, "memory_random_reads"),
+        ({"memory": "hcam", "memory_capacity": 0}, "memory_capacity"),
+        # A setting that the chosen rule or memory never reads:
+        ({"memory_features": 8}, "memory_features"),
+        ({"memory": "gru", "memory_chunk_length": 2}, "memory_chunk_length"),
         ({"step_size": 0.5}, "step_size"),
         ({"overshoot_margin": 3.0}, "overshoot_margin"),
         ({"policy_overshoot_margin": 2.0}, "policy_overshoot_margin"),
@@ -73,6 +82,14 @@ def test_a_setting_out_of_range_or_without_effect_is_refused_in_one_line_that_na
 def test_settings_at_the_edge_of_their_range_are_taken(changes):
     config = StreamACConfig(**changes)
     assert {name: getattr(config, name) for name in changes} == changes
+
+
+def test_a_memory_that_no_machine_has_room_for_is_refused():
+    observations, actions = spaces.Box(-1.0, 1.0, (100,)), spaces.Discrete(2)
+    with pytest.raises(UsageError, match="memory_capacity is 100000000000, chunks of 4 steps of 100 numbers"):
+        StreamACConfig(memory="hcam", memory_capacity=10**11).memory_for((100,), None, 0)
+    with pytest.raises(UsageError, match="read by the built-in networks"):
+        StreamAC(observations, actions, StreamACConfig(memory="hcam"), network=lambda n: nn.Linear(100, n))
 
 
 def test_the_published_defaults():

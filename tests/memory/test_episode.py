@@ -68,7 +68,9 @@ def test_a_state_of_another_shape_is_refused_by_name():
     memory = EpisodeMemory(3, chunk_length=2, capacity=2)
     for item in items(9, 3):
         memory.append(item)
-    with pytest.raises(ValueError, match="chunks are 2 steps of 4 numbers, 1 of them; the state has 3"):
+    with pytest.raises(
+        ValueError, match=r"chunks are 2 steps of 4 numbers, 1 of them; the state has contents \(3, 2, 4\)"
+    ):
         EpisodeMemory(3, chunk_length=2, capacity=1).load_state_dict(memory.state_dict())
 
 

@@ -230,8 +230,13 @@ class Mute(Broken):
 def test_where_the_environment_cannot_be_saved_resume_says_so_and_the_metrics_count_it(tmp_path, capfd):
     gymnasium.register("Mute-v0", Mute)
     try:
-        config = RunConfig("Mute-v0", StreamACConfig(), steps=120, out=tmp_path / "run", checkpoint_every=40)
+        settings = StreamACConfig(memory="hcam")
+        config = RunConfig("Mute-v0", settings, steps=120, out=tmp_path / "run", checkpoint_every=40)
         train(config)
+        shutil.copytree(tmp_path / "run", tmp_path / "copy")
+        resume(tmp_path / "copy", steps=130)
+        state = Checkpoints.of(tmp_path / "copy").latest().state
+        assert state["memory.counters"][:2].tolist() == [2, 2]  # ten steps in chunks of four; not thirty
         assert resume(tmp_path / "run", steps=250).step == 250
     finally:
         del gymnasium.registry["Mute-v0"]
