@@ -212,7 +212,7 @@ std::vector<LayerSpec> read_layers(const nb::list& described, int64_t inputs, co
     // Only these can do without a place for d objective / d input, which the first layer has none of.
     const bool has_weights = layer.kind == LayerKind::linear || layer.kind == LayerKind::convolution ||
                              layer.kind == LayerKind::read || layer.kind == LayerKind::recurrent;
-    if (layers.empty() && !has_weights) refuse_layer(index, "the first layer must have weights");
+    if (layers.empty() && !has_weights) refuse_layer(index, "the first layer must be linear, a convolution, or what reads a memory");
     current = layer.outputs;
     layers.push_back(layer);
   }
