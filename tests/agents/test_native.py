@@ -139,8 +139,8 @@ def test_one_update_with_a_memory_agrees_with_torch(name, actions, rule, memory)
     changes = {"step_size_rule": rule, "dtype": "float64", "hidden_size": 16, **MEMORIES[memory]}
     reference, native = pair(name, VECTOR, actions, **changes)
     samples = random_samples(np.random.default_rng(1), VECTOR, actions, 60)
-    # The intentional rule divides each gradient by its size so far, and a chunk that all but weighs nothing has
-    # gradients of the size of their rounding.
+    # The intentional rule divides each gradient by its size so far, and a chunk that all but weighs nothing
+    # has gradients of the size of their rounding.
     tolerance = 1e-9 if rule == "intentional" else TOLERANCE["float64"]
     assert_single_updates_agree(reference, native, samples, tolerance)
 
