@@ -7,8 +7,8 @@ writes where the torch back end does, and a checkpoint is a copy of them.
 
 Items are observations in units of their running deviation, and nothing else is done to them. That matters:
 what is rare is then large, and a large item has a large score, of either sign, before anything was learned.
-With several heads one of them looks at it from the start. (Normalized over its own numbers, as layers are, a
-cue among fifty other steps was not found in four million.)
+With several heads one of them looks at it from the start. Normalized over its own numbers, as layers are, it
+would be no larger than others (docs/memory.md has what that cost).
 
 Source: Lampinen et al. (2021), arXiv:2105.14039, whose memory is an episode's, too.
 """
