@@ -181,3 +181,13 @@ def test_a_recurrent_state_moves_on_by_one_step_and_keeps_no_graph():
     assert not read.hidden.any()
     memory.load_state_dict(state)
     np.testing.assert_allclose(read.hidden, expected[0].numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (2, 4), (2, 1)])
+def test_recurrent_states_of_another_shape_are_refused(shape):
+    """Fewer cells, or units that would be spread over all of them."""
+    memory = RecurrentMemory(3, features=5)
+    for _ in range(2):
+        memory.reader()
+    with pytest.raises(ValueError, match="recurrent units"):
+        memory.load_state_dict({"memory.hidden": torch.ones(shape)})
