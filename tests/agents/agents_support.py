@@ -78,8 +78,9 @@ LEARNERS = [
 BACKENDS = ["torch"] if native_info() is None else ["torch", "native"]
 CASES = [
     *(Case(*learner, backend) for backend in BACKENDS for learner in LEARNERS),
-    *(Case(*learner, backend, "hcam") for backend in BACKENDS for learner in LEARNERS[1:4:2]),
-    *(Case(*learner, backend, "gru") for backend in BACKENDS for learner in LEARNERS[:1]),
+    # Each memory with one learner on each back end: how they read and remember is the same code for all.
+    *(Case(*LEARNERS[1], backend, "hcam") for backend in BACKENDS),
+    *(Case(*LEARNERS[0], backend, "gru") for backend in BACKENDS),
 ]
 
 
