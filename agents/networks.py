@@ -8,7 +8,7 @@ published code for the sizes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +23,12 @@ __all__ = [
     "FlatNetwork",
     "MemoryNetwork",
     "NetworkBuilder",
+    "NoMemory",
     "published_network",
     "sparse_init_",
 ]
 
 NetworkBuilder = Callable[[int], nn.Module]  # from the number of outputs to a module
-AgentMemory = EpisodeMemory | RecurrentMemory
 
 
 class LayerNorm(nn.Module):
@@ -75,7 +75,7 @@ def published_network(
         encoder, body = _layers(observation_shape, outputs, hidden_size, read_width)
         network = nn.Sequential(*encoder, *body)
         sparse_init_(network, generator)
-        if memory is None:
+        if memory is None or isinstance(memory, NoMemory):
             return network
         return MemoryNetwork(nn.Sequential(*encoder), memory.reader(generator), nn.Sequential(*body))
 
@@ -124,6 +124,28 @@ class ChannelsFirst(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: [1, height, width, channels]."""
         return x.movedim(-1, 1)
+
+
+class NoMemory:
+    """What an agent without a memory has in its place."""
+
+    features = 0  # numbers of a read
+
+    def append(self, item: Tensor) -> None:
+        """Remember nothing."""
+
+    def clear(self) -> None:
+        """Forget nothing."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return nothing."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take nothing."""
+
+
+AgentMemory = EpisodeMemory | RecurrentMemory | NoMemory
 
 
 class MemoryNetwork(nn.Module):

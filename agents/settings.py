@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 
 from streamwise.agents.generator import mix
-from streamwise.agents.networks import AgentMemory, FlatNetwork, NetworkBuilder
+from streamwise.agents.networks import AgentMemory, FlatNetwork, NetworkBuilder, NoMemory
 from streamwise.agents.step_sizes import AdaptiveObGD, Intentional, ObGD, Rule, StepSizeRule
 from streamwise.memory.episode import EpisodeMemory
 from streamwise.memory.recurrent import RecurrentMemory
@@ -145,10 +145,8 @@ class StreamSettings:
         """Return whether nothing is valued beyond this transition."""
         return transition.terminated or (transition.truncated and not self.bootstrap_on_truncation)
 
-    def memory_for(
-        self, shape: tuple[int, ...], network: NetworkBuilder | None, seed: int
-    ) -> AgentMemory | None:
-        """Make the memory that is asked for, of observations of this shape, or None for none.
+    def memory_for(self, shape: tuple[int, ...], network: NetworkBuilder | None, seed: int) -> AgentMemory:
+        """Make the memory that is asked for, of observations of this shape.
 
         Raises UsageError if there is to be a memory beside a network of the user's own, which would not read
         it.
@@ -172,7 +170,7 @@ class StreamSettings:
                 features=self.memory_features, heads=self.memory_heads, k=self.memory_reads,
                 random_reads=self.memory_random_reads, key=mix(seed), dtype=self.torch_dtype,
             )  # fmt: skip
-        return None
+        return NoMemory()
 
     def rule_for(
         self,

@@ -123,8 +123,7 @@ class StreamAC:
 
         value = self.critic(observation)[0]
         outputs = self.actor(observation)
-        if self.memory is not None:
-            self.memory.append(observation.flatten())
+        self.memory.append(observation.flatten())
         next_value = 0.0 if value_ends else self.critic.predict(next_observation).item()
         td_error = reward + c.discount * next_value - value.item()
 
@@ -144,8 +143,7 @@ class StreamAC:
         if transition.terminated or transition.truncated:
             self.critic_rule.trace.zero_()
             self.actor_rule.trace.zero_()
-            if self.memory is not None:
-                self.memory.clear()
+            self.memory.clear()
         return {
             "value": value.item(),
             "td_error_magnitude": abs(td_error),
@@ -160,8 +158,6 @@ class StreamAC:
 
     def remember(self, observation: NDArray[Any]) -> None:
         """Take an observation that was acted on into the memory, if there is one, learning nothing."""
-        if self.memory is None:
-            return
         if self.native is not None:
             self.native.remember(observation)
         else:
@@ -175,8 +171,7 @@ class StreamAC:
         self.critic_rule.trace.zero_()
         self.actor_rule.trace.zero_()
         self.samples.episode_starts = True
-        if self.memory is not None:
-            self.memory.clear()
+        self.memory.clear()
 
     def state_dict(self) -> State:
         """Return everything: weights, traces, statistics, counters, generator."""
@@ -188,7 +183,7 @@ class StreamAC:
             **self.critic_rule.state_dict("critic"),
             **self.actor_rule.state_dict("actor"),
             **self.samples.state_dict(),
-            **({} if self.memory is None else self.memory.state_dict()),
+            **self.memory.state_dict(),
             **self.generator.state_dict(),
         }
 
@@ -199,8 +194,7 @@ class StreamAC:
         self.critic_rule.load_state_dict(state, "critic")
         self.actor_rule.load_state_dict(state, "actor")
         self.samples.load_state_dict(state)
-        if self.memory is not None:
-            self.memory.load_state_dict(state)
+        self.memory.load_state_dict(state)
         self.generator.load_state_dict(state)
         if self.native is not None:
             self.native.push()

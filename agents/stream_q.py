@@ -108,8 +108,7 @@ class StreamQ:
 
         values = self.network(observation)
         value = values[action]
-        if self.memory is not None:
-            self.memory.append(observation.flatten())
+        self.memory.append(observation.flatten())
         next_value = 0.0 if value_ends else self.network.predict(next_observation).max().item()
         td_error = reward + c.discount * next_value - value.item()
 
@@ -119,7 +118,7 @@ class StreamQ:
         # What follows an exploratory action says nothing about the greedy policy before it.
         if transition.terminated or transition.truncated or action != greedy_action(values.detach()):
             self.rule.trace.zero_()
-        if self.memory is not None and (transition.terminated or transition.truncated):
+        if transition.terminated or transition.truncated:
             self.memory.clear()
         return {
             "value": value.item(),
@@ -135,8 +134,6 @@ class StreamQ:
 
     def remember(self, observation: NDArray[Any]) -> None:
         """Take an observation that was acted on into the memory, if there is one, learning nothing."""
-        if self.memory is None:
-            return
         if self.native is not None:
             self.native.remember(observation)
         else:
@@ -149,8 +146,7 @@ class StreamQ:
             return
         self.rule.trace.zero_()
         self.samples.episode_starts = True
-        if self.memory is not None:
-            self.memory.clear()
+        self.memory.clear()
 
     def state_dict(self) -> State:
         """Return everything: weights, trace, statistics, counters, generator."""
@@ -160,7 +156,7 @@ class StreamQ:
             "value.parameters": self.network.parameters.clone(),
             **self.rule.state_dict("value"),
             **self.samples.state_dict(),
-            **({} if self.memory is None else self.memory.state_dict()),
+            **self.memory.state_dict(),
             **self.generator.state_dict(),
         }
 
@@ -169,8 +165,7 @@ class StreamQ:
         self.network.parameters.copy_(state["value.parameters"])
         self.rule.load_state_dict(state, "value")
         self.samples.load_state_dict(state)
-        if self.memory is not None:
-            self.memory.load_state_dict(state)
+        self.memory.load_state_dict(state)
         self.generator.load_state_dict(state)
         if self.native is not None:
             self.native.push()

@@ -119,8 +119,7 @@ class StreamSARSA:
 
         self.next_action = None  # a recorded stream never calls `act` to take it
         value = self.network(observation)[action]
-        if self.memory is not None:
-            self.memory.append(observation.flatten())
+        self.memory.append(observation.flatten())
         if value_ends:
             next_value = 0.0
         else:
@@ -135,8 +134,7 @@ class StreamSARSA:
         )
         if ended:
             self.rule.trace.zero_()
-            if self.memory is not None:
-                self.memory.clear()
+            self.memory.clear()
         return {
             "value": value.item(),
             "td_error_magnitude": abs(td_error),
@@ -151,8 +149,6 @@ class StreamSARSA:
 
     def remember(self, observation: NDArray[Any]) -> None:
         """Take an observation that was acted on into the memory, if there is one, learning nothing."""
-        if self.memory is None:
-            return
         if self.native is not None:
             self.native.remember(observation)
         else:
@@ -166,8 +162,7 @@ class StreamSARSA:
             return
         self.rule.trace.zero_()
         self.samples.episode_starts = True
-        if self.memory is not None:
-            self.memory.clear()
+        self.memory.clear()
 
     def state_dict(self) -> State:
         """Return everything: weights, trace, statistics, counters, generator."""
@@ -177,7 +172,7 @@ class StreamSARSA:
             "value.parameters": self.network.parameters.clone(),
             **self.rule.state_dict("value"),
             **self.samples.state_dict(),
-            **({} if self.memory is None else self.memory.state_dict()),
+            **self.memory.state_dict(),
             **self.generator.state_dict(),
             "next_action": torch.tensor(-1 if self.next_action is None else self.next_action),
         }
@@ -187,8 +182,7 @@ class StreamSARSA:
         self.network.parameters.copy_(state["value.parameters"])
         self.rule.load_state_dict(state, "value")
         self.samples.load_state_dict(state)
-        if self.memory is not None:
-            self.memory.load_state_dict(state)
+        self.memory.load_state_dict(state)
         self.generator.load_state_dict(state)
         next_action = int(state["next_action"])
         self.next_action = None if next_action < 0 else next_action

@@ -93,8 +93,7 @@ class StreamTD:
         observation, reward, next_observation = self.samples.learn_one(transition, value_ends)
 
         value = self.network(observation)[0]
-        if self.memory is not None:
-            self.memory.append(observation.flatten())
+        self.memory.append(observation.flatten())
         next_value = 0.0 if value_ends else self.network.predict(next_observation).item()
         td_error = reward + c.discount * next_value - value.item()
 
@@ -103,8 +102,7 @@ class StreamTD:
         )
         if transition.terminated or transition.truncated:
             self.rule.trace.zero_()
-            if self.memory is not None:
-                self.memory.clear()
+            self.memory.clear()
         return {
             "prediction": value.item() * deviation,
             "td_error_magnitude": abs(td_error),
@@ -113,8 +111,6 @@ class StreamTD:
 
     def remember(self, observation: NDArray[Any]) -> None:
         """Take an observation that was acted on into the memory, if there is one, learning nothing."""
-        if self.memory is None:
-            return
         if self.native is not None:
             self.native.remember(observation)
         else:
@@ -127,8 +123,7 @@ class StreamTD:
             return
         self.rule.trace.zero_()
         self.samples.episode_starts = True
-        if self.memory is not None:
-            self.memory.clear()
+        self.memory.clear()
 
     def state_dict(self) -> State:
         """Return everything: weights, trace, statistics, counters."""
@@ -138,7 +133,7 @@ class StreamTD:
             "value.parameters": self.network.parameters.clone(),
             **self.rule.state_dict("value"),
             **self.samples.state_dict(),
-            **({} if self.memory is None else self.memory.state_dict()),
+            **self.memory.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -146,7 +141,6 @@ class StreamTD:
         self.network.parameters.copy_(state["value.parameters"])
         self.rule.load_state_dict(state, "value")
         self.samples.load_state_dict(state)
-        if self.memory is not None:
-            self.memory.load_state_dict(state)
+        self.memory.load_state_dict(state)
         if self.native is not None:
             self.native.push()
