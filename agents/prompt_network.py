@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from streamwise.agents.event_model import Array
 from streamwise.agents.generator import draws
+from streamwise.memory.hcam import ChunkAttention, Chunks, position_table
 
 if TYPE_CHECKING:
     from streamwise.agents.prompt_tpp import PromptTPPConfig
@@ -35,7 +36,8 @@ class Remembered(NamedTuple):
     """What the events of a key left behind.
 
     past: keys and values [2, H, Y, n, D]. times: [n], seconds. newest: the last token [inputs]. ids, cosines:
-    of the selected prompts. prompts: their keys and values [2, H, Y, rows, D]. row: the key's.
+    of the selected prompts. prompts: their keys and values [2, H, Y, rows, D]. found: in the history,
+    [features]. row: the key's.
     """
 
     past: Tensor
@@ -44,6 +46,7 @@ class Remembered(NamedTuple):
     ids: Tensor
     cosines: Tensor
     prompts: Tensor
+    found: Tensor
     row: Any
 
 
@@ -60,6 +63,12 @@ class PromptNetwork:
         self._blurs = np.append(np.sinc(turned), np.zeros((len(_PERIODS), 1)), 1)
         at, weight = np.polynomial.legendre.leggauss(NODES[1])
         self.nodes = (at + 1.0) / 2.0, weight / 2.0
+        self.attention = ChunkAttention(
+            2 * self.inputs, config.width + config.time_width, features=config.history_features,
+            heads=config.history_heads, length=config.history_length, k=config.history_reads,
+        )  # fmt: skip
+        width = config.width + config.time_width
+        self.positions = position_table(config.history_length, width).to(self.real)
 
     @property
     def inputs(self) -> int:
@@ -72,6 +81,7 @@ class PromptNetwork:
         """The parameters in the order in which `weights` holds them."""
         c, inputs, types, bins = self.config, self.inputs, self.config.types, len(self.edges)
         features = c.heads * c.width + 2 * inputs - c.width + types + 1
+        features += c.history_features if c.history else 0
         shapes: dict[str, tuple[int, ...]] = {
             "embedding": (types, c.width),
             "projection": (c.heads, c.layers, inputs, 3 * c.width),
@@ -89,10 +99,28 @@ class PromptNetwork:
                 "landing_bias": (2 * len(_PERIODS) * c.calendar,),
                 "type_out": (c.hidden, types),
                 "type_bias": (types,),
+                **self.recall_shapes,
             }
         else:
             shapes |= {"head": (c.heads * c.width, types), "head_bias": (types,), "sharpness": (types,)}
         return shapes | {"prompt_keys": (c.prompts, inputs), "prompt_rows": (c.prompts * c.rows, 2, c.width)}
+
+    @property
+    def recall_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The parameters that read the history, in the order of the native step; none without a history."""
+        c, row, found = self.config, self.config.width + self.config.time_width, self.config.history_features
+        shapes: dict[str, tuple[int, ...]] = {
+            "select_query": (2 * self.inputs, found),
+            "select_key": (row, found),
+            "query": (2 * self.inputs, found),
+            "query_bias": (found,),
+            "key": (row, found),
+            "value": (row, found),
+            "value_bias": (found,),
+            "output": (found, found),
+            "output_bias": (found,),
+        }
+        return {f"recall_{name}": shape for name, shape in shapes.items()} if c.history else {}
 
     def parameters(self, weights: Tensor) -> dict[str, Tensor]:
         """Return the parameters as views of `weights`, one flat tensor."""
@@ -133,6 +161,38 @@ class PromptNetwork:
             merit = draws(c.seed + 1, event * c.prompts, c.prompts)
         ids = torch.from_numpy(np.argsort(-merit, kind="stable")[: c.selected].copy())
         return ids, cosines[ids]
+
+    def history(self, p: Parameters, row: Any) -> Chunks:
+        """Spell out the events before the window, at least one, the chunk that is being filled included.
+
+        They are constants, each the embedding of its type and of the middle of its gap's bin.
+        """
+        c = self.config
+        older = int(row["events"]) - c.window
+        used = min(-(-older // c.history_length), c.history)
+        steps = torch.full((used,), c.history_length)
+        if older % c.history_length:
+            steps[older // c.history_length % c.history] = older % c.history_length
+        kinds, bins = row["history"][:used].astype(np.int64).transpose(2, 0, 1)
+        real = np.arange(c.history_length) < steps.numpy()[:, None]
+        gaps = self.embedded(self.middles[np.where(real, bins, 0)].ravel(), np.zeros(bins.size))
+        times = gaps[:, : c.time_width].view(*bins.shape, c.time_width)
+        types = p["embedding"].detach().tanh()[torch.from_numpy(np.where(real, kinds, 0))]
+        contents = torch.cat([types, times], -1) * torch.from_numpy(real)[..., None]
+        summaries = contents.sum(1) / steps[:, None]
+        return Chunks(summaries[None], contents[None], steps=steps[None])
+
+    def recall(self, p: Parameters, row: Any, newest: Tensor) -> Tensor:
+        """Return what the newest event and the mean of all find in the history, [features]."""
+        c = self.config
+        if not c.history or row["events"] <= c.window:
+            return torch.zeros(c.history_features if c.history else 0, dtype=self.real)
+        names = {name: p[f"recall_{name}"] for name, _ in self.attention.named_parameters()}
+        asked = torch.cat([newest.detach(), torch.from_numpy(row["query"].copy()).to(self.real)])
+        read: Tensor = torch.func.functional_call(
+            self.attention, {**names, "positions": self.positions}, (asked[None, None], self.history(p, row))
+        )
+        return read[0, 0]
 
     @staticmethod
     def direction(row: Any) -> Array:
@@ -237,7 +297,7 @@ class PromptNetwork:
         """Return the decoder's hidden layer, [gaps, hidden], of states and what moments share."""
         counts = torch.from_numpy(np.log1p(past.row["counts"]["types"][:-1].astype(np.float64)))
         length = torch.tensor([math.log1p(float(past.row["events"])) / 4.0], dtype=self.real)
-        shared = torch.cat([past.newest, counts.to(self.real), length])
+        shared = torch.cat([past.newest, counts.to(self.real), length, past.found])
         states = self.states(p, past, gaps)
         features = torch.cat([states, shared.expand(len(states), -1)], 1)
         hidden: Tensor = nn.functional.silu(features @ p["hidden"] + p["hidden_bias"])

@@ -8,7 +8,9 @@ them:
     h ← 0;   for each layer:  y = [h; z(t)],  h ← h + tanh(attention of W_q y to events, prompts and itself)
 
 The prompts are retrieved from a pool by what the key's newest tokens have in common
-(memory/prompt_pool.py).
+(memory/prompt_pool.py). With history=M, events that leave the ring stay, M chunks of them, as types and bins
+of gaps, and what the newest event and the mean of all find there by chunk attention (memory/hcam.py) is
+shown to the decoder. Contents are spelled out anew with the present embeddings, so none is stale.
 
 decoder="bins": from the state right after the last event come logits for bins of the next gap, from the
 state at the event's time logits for its type. They are added to the logarithms of what two statistical
@@ -85,6 +87,16 @@ class PromptTPPConfig(EventSettings):
     """What the network's logits are added to, and its forecasts of gaps mixed with."""
     window: int = 32
     """Newest events of a key that are attended to; even."""
+    history: int = 0
+    """Chunks of events before the window that are kept of each key and read (bins); 0: none."""
+    history_length: int = 8
+    """Events in a chunk."""
+    history_reads: int = 4
+    """Chunks that are opened, the best by their summaries."""
+    history_features: int = 32
+    """Numbers that are read."""
+    history_heads: int = 4
+    """Of the attention inside a chunk."""
     width: int = 32
     """Of keys, values and states; a multiple of 16."""
     time_width: int = 16
@@ -146,7 +158,9 @@ class PromptTPPConfig(EventSettings):
             "refresh_every": (1, 1_000_000), "silence_every": (0, 10**9), "hot_keys": (8, 10**7),
             "cache_age": (0, 10**9), "learning_rate": (0.0, 10.0), "weight_decay": (0.0, 10.0),
             "clip": (1e-9, 1e9), "matching": (0.0, 1e3), "usage_balance": (0.0, 1e3),
-            "reuse_after": (0.0, 1e12), "drift_boost": (1.0, 1e3), "seed": (0, 2**62),
+            "reuse_after": (0.0, 1e12), "drift_boost": (1.0, 1e3), "seed": (0, 2**62), "history": (0, 4096),
+            "history_length": (1, 1024), "history_reads": (1, 4096), "history_features": (1, 1024),
+            "history_heads": (1, 1024),
         }  # fmt: skip
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
@@ -155,6 +169,17 @@ class PromptTPPConfig(EventSettings):
         for name, unit in {"window": 2, "width": 16, "time_width": 2, "hidden": 16, "hot_keys": 8}.items():
             if getattr(self, name) % unit:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be a multiple of {unit}.")
+        if self.history and self.decoder == "intensity":
+            raise UsageError("history is read by decoder bins; use it, or history 0.")
+        if self.history * self.history_length % 2:
+            raise UsageError(
+                f"{self.history} chunks of {self.history_length} events are an odd number; use an even one."
+            )
+        if self.history_features % self.history_heads:
+            raise UsageError(
+                f"history_features is {self.history_features}; it must be a multiple of history_heads, "
+                f"which is {self.history_heads}."
+            )
         if self.types > 128:
             raise UsageError(f"types is {self.types}; counts after two types need it to be 128 or less.")
         if self.prompts and not 1 <= self.selected <= self.prompts:
@@ -195,6 +220,7 @@ class PromptTPP(EventModel):
             ("query", "f8", self.network.inputs),
             ("kinds", "i4", window),
             ("issued", "f4", (3, len(self.counts.edges))),  # what was said of the gap, also by the floors
+            ("history", "i2", (self.config.history, self.config.history_length, 2)),
             ("hawkes", self.hawkes._row_type()),
             ("counts", self.counts._row_type()),
         ]
@@ -214,6 +240,10 @@ class PromptTPP(EventModel):
             "projection": lambda shape: generator.uniform(-1.0, 1.0, shape) / math.sqrt(shape[2]),
             "hidden": lambda shape: generator.uniform(-1.0, 1.0, shape) / math.sqrt(shape[0]),
             "head": lambda shape: generator.uniform(-1.0, 1.0, shape) / math.sqrt(max(shape[0], 1)),
+            **dict.fromkeys(
+                (name for name, shape in self.network.recall_shapes.items() if len(shape) == 2),
+                lambda shape: generator.standard_normal(shape) * math.sqrt(2.0 / max(shape[0], 1)),
+            ),
         }
         parts = [drawn.get(name, np.zeros)(shape).ravel() for name, shape in self.network.shapes.items()]
         weights = np.concatenate(parts).astype(real)
@@ -255,6 +285,8 @@ class PromptTPP(EventModel):
             "node_count": NODES[1],
             "node_at": self.network.nodes[0],
             "node_weight": self.network.nodes[1],
+            "middles": self.counts.middles,
+            "history_positions": self.network.positions.numpy(),
             "rates": self.network.turns,
             "instruction_set": info.instruction_set,
             "selected": c.selected if c.prompts else 0,
@@ -262,7 +294,8 @@ class PromptTPP(EventModel):
             **{
                 name: getattr(c, name)
                 for name in (
-                    "window", "width", "time_width", "layers", "heads", "hidden", "prompts", "group",
+                    "window", "history", "history_length", "history_reads", "history_features",
+                    "history_heads", "width", "time_width", "layers", "heads", "hidden", "prompts", "group",
                     "refresh_every", "cache_age", "learning_rate", "weight_decay", "clip", "matching",
                     "usage_balance", "reuse_after", "drift_boost", "seed",
                 )
@@ -285,7 +318,8 @@ class PromptTPP(EventModel):
             older = torch.from_numpy(cache[:, :, :, at[:-1]].transpose(2, 0, 1, 3, 4))
             past = self.network.encode(p, tokens, times, prompts, older)
             cache[:, :, :, at[-1]] = past[:, :, :, -1].detach().permute(1, 2, 0, 3).numpy()
-        return Remembered(past, times, tokens[-1], ids, cosines, prompts, row)
+        found = self.network.recall(p, row, tokens[-1])
+        return Remembered(past, times, tokens[-1], ids, cosines, prompts, found, row)
 
     def _cached(self, p: Any, row: Any, tokens: Tensor, times: Array, prompts: Tensor) -> NDArray[Any]:
         """Return the place of a key's keys and values, [heads, layers, 2, window, width].
@@ -667,6 +701,10 @@ class PromptTPP(EventModel):
             torch.cat([kind, self.network.embedded(np.array([gap]), np.array([time]))[0]]).double().numpy()
         )
         row["query"][:] = token if first else 0.9 * row["query"] + 0.1 * token
+        older = int(row["events"]) - self.config.window
+        if self.config.history and older >= 0:  # the oldest event leaves the window
+            bin_of_gap = self.counts._bins(row["gaps"][at : at + 1])[0]
+            row["history"].reshape(-1, 2)[older % (row["history"].size // 2)] = row["kinds"][at], bin_of_gap
         row["times"][at], row["gaps"][at], row["kinds"][at] = time, gap, event_type
         row["charged"] = row["silence"] = 0.0
         for model in self.floors.models:

@@ -76,6 +76,8 @@ CASES = [
     Case("window 8", {"window": 8}),
     Case("window 16", {"window": 16}),
     Case("window 64", {"window": 64}),
+    Case("history of 16 chunks", {"history": 16}),
+    Case("window 8, history of 16 chunks", {"window": 8, "history": 16}),
     Case("step size 1e-4", {"learning_rate": 1e-4}),
     Case("groups of 1, step size 3e-4", {"group": 1, "learning_rate": 3e-4}),
     Case("groups of 8", {"group": 8}),

@@ -33,6 +33,28 @@ static inline T product(const T* a, const S* b, int64_t n) {
   return total;
 }
 
+// The sums of the lanes of 1, 2 or 4 vectors: halves of two are added side by side.
+template <int64_t several, class T, class Lanes>
+static inline void sum_lanes(const Lanes* v, T* totals) {
+  Lanes four;  // four lanes of each, or eight of each of two
+  if constexpr (several == 4) {
+    const Lanes a = __builtin_shufflevector(v[0], v[1], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+                    __builtin_shufflevector(v[0], v[1], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    const Lanes b = __builtin_shufflevector(v[2], v[3], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+                    __builtin_shufflevector(v[2], v[3], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    four = __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+           __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+  } else {
+    const Lanes other = v[several - 1];
+    const Lanes a = __builtin_shufflevector(v[0], other, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+                    __builtin_shufflevector(v[0], other, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    four = a + __builtin_shufflevector(a, a, 4, 5, 6, 7, 4, 5, 6, 7, 12, 13, 14, 15, 12, 13, 14, 15);
+  }
+  four += __builtin_shufflevector(four, four, 2, 3, 2, 3, 6, 7, 6, 7, 10, 11, 10, 11, 14, 15, 14, 15);
+  four += __builtin_shufflevector(four, four, 1, 1, 1, 1, 5, 5, 5, 5, 9, 9, 9, 9, 13, 13, 13, 13);
+  for (int64_t h = 0; h < several; ++h) totals[h] = four[several == 4 ? 4 * h : 8 * h];
+}
+
 // out[h * stride] = u_h x, u: [H, D]. Several at once: additions to one sum wait for each other.
 template <int64_t several, class T>
 static inline void products_of(const T* u, const T* x, int64_t D, T* out, int64_t stride) {
@@ -44,12 +66,11 @@ static inline void products_of(const T* u, const T* x, int64_t D, T* out, int64_
 #pragma GCC unroll 4
     for (int64_t h = 0; h < several; ++h) sums[h] += *reinterpret_cast<const Lanes*>(u + h * D + d) * at;
   }
+  T totals[several];
+  sum_lanes<several>(sums, totals);
   for (int64_t h = 0; h < several; ++h) {
-    for (int64_t half = kLanes / 2; half > 0; half /= 2)
-      for (int64_t j = 0; j < half; ++j) sums[h][j] += sums[h][j + half];
-    T total = sums[h][0];
-    for (int64_t i = d; i < D; ++i) total += u[h * D + i] * x[i];
-    out[h * stride] = total;
+    for (int64_t i = d; i < D; ++i) totals[h] += u[h * D + i] * x[i];
+    out[h * stride] = totals[h];
   }
 }
 
@@ -87,13 +108,17 @@ static inline void pool(T* out, const T* shares, const T* x, int64_t n, int64_t 
 }
 
 // The products of some summaries with 16 queries side by side, [D, lanes]; true if any is above the least that its
-// query looks for. Sums stay in registers. scales: of these summaries, or null.
+// query looks for. Sums stay in registers. scales: of these summaries, or null. next: summaries that are asked of the
+// memory meanwhile, a line now and a line then; all at once, they would wait for each other.
 template <int64_t rows, class T, class S>
-static inline bool multiply(T (*sums)[kLanes], const S* x, const float* scales, const T* queries, const T* least, int64_t D) {
+static inline bool multiply(T (*sums)[kLanes], const S* x, const float* scales, const T* queries, const T* least, int64_t D,
+                            const S* next) {
+  constexpr int64_t kLine = 64 / int64_t(rows * sizeof(S)) > 0 ? 64 / int64_t(rows * sizeof(S)) : 1;
   typedef T Lanes __attribute__((vector_size(kLanes * sizeof(T)), aligned(alignof(T)), may_alias));
   Lanes total[rows] = {};
   for (int64_t d = 0; d < D; ++d) {
     const Lanes query = *reinterpret_cast<const Lanes*>(queries + d * kLanes);
+    if (d % kLine == 0) __builtin_prefetch(next + d * rows);
 #pragma GCC unroll 8
     for (int64_t r = 0; r < rows; ++r) total[r] += value<T, S>(x[r * D + d]) * query;
   }
@@ -170,13 +195,12 @@ static void scan_as(const ScanTask& task, T* logits, int64_t* chunks, T* scratch
         const float* scales = task.scales == nullptr ? nullptr : task.scales + i;
         bool above = false;
         if (rows == kRows) {
-          const char* next = reinterpret_cast<const char*>(summaries + (i + kAhead * kRows) * D);
-          for (int64_t byte = 0; byte < kRows * D * int64_t(sizeof(S)); byte += 64) __builtin_prefetch(next + byte);
-          above = multiply<kRows, T, S>(sums, summaries + i * D, scales, queries, least + g * kLanes, D);
+          const S* next = summaries + (i + kAhead * kRows) * D;
+          above = multiply<kRows, T, S>(sums, summaries + i * D, scales, queries, least + g * kLanes, D, next);
         } else {
           for (int64_t r = 0; r < rows; ++r)
             above |= multiply<1, T, S>(sums + r, summaries + (i + r) * D, scales ? scales + r : nullptr, queries,
-                                       least + g * kLanes, D);
+                                       least + g * kLanes, D, summaries + (i + r) * D);
         }
         if (!above) continue;
         for (int64_t r = 0; r < rows; ++r)

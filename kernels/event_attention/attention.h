@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "../stream_step/engine.h"
+
 namespace streamwise {
 
 enum class Decoder : int64_t { bins, intensity };
@@ -18,10 +20,16 @@ struct AttentionSpec {
   int64_t decoder, exact, recency, calendar, pool_only;
   int64_t node_cells, node_count;   // of the compensator of an intensity: cells of a gap, Gauss-Legendre nodes in each
   int64_t random_prompts;           // for comparison: retrieve by chance
+  int64_t history, history_length;  // chunks that are kept of a key's older events, and events in each
+  int64_t history_reads, history_features, history_heads;
+  chunk_attention::Functions<float> of_float;
+  chunk_attention::Functions<double> of_double;
   double learning_rate, weight_decay, clip, matching, usage_balance, reuse_after, drift_boost, unit;
   uint64_t seed;
   const double *edges, *rates;      // [bins] where bins of gaps begin; [time_width / 2] of the embedding of a gap
   const double *node_at, *node_weight;  // [node_count], in [0, 1]
+  const double* middles;            // [bins], the gap that stands for a bin
+  const void* history_positions;    // T [history_length, width + time_width]
   void *weights, *gradients, *first, *second;  // T [size]: parameters, the open group's gradients, Adam's moments
   void* prompt_gradients;           // T [heads, layers, 2, prompts * rows, width], of projected prompts
   void* cache;                      // T [hot, heads, layers, 2, window, width]: keys and values of events
@@ -46,6 +54,7 @@ struct AttentionKey {
   const double *times, *gaps;  // [window]: event number e is at e % window
   const int32_t* kinds;        // [window]
   double* query;               // [width + time features], fading mean of tokens
+  const int16_t* history;      // [history, history_length, 2], type and bin of the gap of events before the window
 };
 
 // One event, or one moment of silence, of a key that has had an event.
@@ -85,10 +94,11 @@ class Attention {
 inline int64_t attention_size(const AttentionSpec& s) {
   const int64_t inputs = s.width + s.time_width + (s.calendar ? 4 : 0), stacks = s.heads * s.layers;
   const int64_t attention = stacks * (inputs * 3 * s.width + 3 * s.width + s.window + 1);
-  const int64_t features = s.heads * s.width + (inputs - s.width) + inputs + s.types + 1;
+  const int64_t features = s.heads * s.width + (inputs - s.width) + inputs + s.types + 1 + s.history_features;
   const int64_t bins = (features + 1) * s.hidden + (s.hidden + 1) * (s.bins + s.types + (s.calendar ? 8 : 0));
-  const int64_t head = s.heads * s.width * s.types + 2 * s.types;
-  return s.types * s.width + attention + (s.decoder == int64_t(Decoder::bins) ? bins : head) +
+  const int64_t head = s.heads * s.width * s.types + 2 * s.types, found = s.history_features;
+  const int64_t history = found * (2 * 2 * inputs + 3 * (s.width + s.time_width) + found + 3);
+  return s.types * s.width + attention + history + (s.decoder == int64_t(Decoder::bins) ? bins : head) +
          s.prompts * (inputs + s.rows * 2 * s.width);
 }
 

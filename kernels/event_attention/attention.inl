@@ -23,7 +23,8 @@ class LiveAttention final : public Attention {
     D = s.width, H = s.heads, Y = s.layers, W = s.window, K = s.types, B = s.bins, U = s.hidden;
     P = s.selected * s.rows;
     state = H * D + Z;
-    shared = I + K + 1;
+    F = s.history_features;
+    shared = I + K + 1 + F;
     T* at = static_cast<T*>(s.weights);
     auto take = [&](Block& block, int64_t size) {
       block = {at, static_cast<T*>(s.gradients) + (at - static_cast<T*>(s.weights)), size};
@@ -43,6 +44,7 @@ class LiveAttention final : public Attention {
       take(landing_bias, landings());
       take(type_out, U * K);
       take(type_bias, K);
+      if (F > 0) take(recall, open_history());
     } else {
       take(head, H * D * K);
       take(head_bias, K);
@@ -89,7 +91,10 @@ class LiveAttention final : public Attention {
     refresh();
   }
 
-  void refresh() override {  // the prompts' keys and values, without what the expected time adds
+  // What depends on the parameters alone: the prompts' keys and values without what the expected time adds, and types as
+  // they stand in the history.
+  void refresh() override {
+    for (int64_t i = 0; i < past_types.size; ++i) past_types[i] = tanh_of(embedding.at[i]);
     const int64_t rows = s.prompts * s.rows;
     for (int64_t hl = 0; hl < H * Y; ++hl)
       for (int64_t kv = 0; kv < 2; ++kv)
@@ -148,10 +153,12 @@ class LiveAttention final : public Attention {
       for (int64_t i = visible - event_rows_used; i < visible; ++i)
         for (int64_t d = 0; d < D; ++d) cache_gradient[(block * W + slot(i)) * D + d] = T(0);
     for (int64_t i = 0; i < H * Y * 2 * P * D; ++i) selected_gradient[i] = T(0);
+    for (int64_t f = 0; f < F; ++f) found_gradient[f] = T(0);
     if (s.decoder == int64_t(Decoder::bins)) train_bins();
     else train_intensity();
     for (int64_t e = event_rows_used - 1; e >= 0; --e) encode_back(visible - event_rows_used + e, e);
     prompts_back();
+    recall_back();
     if (input.type >= 0) watch(loss);
     s.progress[kInGroup] += 1.0;
     if (s.progress[kInGroup] >= double(s.group)) step();
@@ -194,17 +201,21 @@ class LiveAttention final : public Attention {
   static double part_of(double x) { return x - __builtin_floor(x); }
 
   void embed_time(T* out, double gap, double time) const {
+    turn(out, gap);
+    if (!s.calendar) return;
+    const double day_angle = kTurn * part_of(time / 86400.0), week_angle = kTurn * part_of(time / 604800.0);
+    T* calendar = out + s.time_width;
+    calendar[0] = T(__builtin_sin(day_angle)), calendar[1] = T(__builtin_cos(day_angle));
+    calendar[2] = T(__builtin_sin(week_angle)), calendar[3] = T(__builtin_cos(week_angle));
+  }
+
+  void turn(T* out, double gap) const {
     const double u = log1p_of(gap * 1e3);
     for (int64_t p = 0; p < s.time_width / 2; ++p) {
       const double angle = u * s.rates[p];
       out[2 * p] = T(__builtin_sin(angle));
       out[2 * p + 1] = T(__builtin_cos(angle));
     }
-    if (!s.calendar) return;
-    const double day_angle = kTurn * part_of(time / 86400.0), week_angle = kTurn * part_of(time / 604800.0);
-    T* calendar = out + s.time_width;
-    calendar[0] = T(__builtin_sin(day_angle)), calendar[1] = T(__builtin_cos(day_angle));
-    calendar[2] = T(__builtin_sin(week_angle)), calendar[3] = T(__builtin_cos(week_angle));
   }
 
   void make_token(T* token, int64_t type, double gap, double time) const {
@@ -486,6 +497,68 @@ class LiveAttention final : public Attention {
     encode_one(visible - 1, 0);
   }
 
+  // --- history: events before the window, in chunks, each as its type and the bin of its gap -------------------------
+
+  // Prepare what reads the history; returns how many parameters that has.
+  int64_t open_history() {
+    const int64_t slots = s.history + 1, row = D + s.time_width;  // one more than are used: none is being written to
+    past_contents.allocate(slots * s.history_length * row);
+    past_summaries.allocate(slots * row);
+    past_types.allocate(K * D);
+    past_gaps.allocate(B * s.time_width);
+    past_steps.allocate(slots);
+    for (int64_t b = 0; b < B; ++b) turn(past_gaps.data + b * s.time_width, s.middles[b]);
+    MemorySpec spec{};
+    spec.contents = past_contents.data, spec.summaries = past_summaries.data, spec.steps = past_steps.data;
+    spec.counters = past_counters, spec.slots = slots, spec.length = s.history_length, spec.row = row;
+    spec.of_float = s.of_float, spec.of_double = s.of_double;
+    past = Memory<T>(spec);
+    LayerSpec layer{};
+    layer.kind = LayerKind::read;
+    layer.inputs = 2 * I, layer.features = F, layer.heads = s.history_heads, layer.k = s.history_reads;
+    reader.prepare(layer, past, static_cast<const T*>(s.history_positions));
+    reader.prepare(reading);
+    asks.allocate(2 * I);
+    found_gradient.allocate(F);
+    return reader.parameter_count();
+  }
+
+  // Spell the key's history out: [chunks, length, row], the mean of each chunk, and how many events it has.
+  void spell_history() {
+    const int64_t C = s.history_length, row = D + s.time_width;
+    const int64_t older = key.events > double(W) ? int64_t(key.events) - W : 0, chunks = (older + C - 1) / C;
+    const int64_t used = chunks < s.history ? chunks : s.history;
+    past_counters[0] = used;
+    for (int64_t m = 0; m < used; ++m) past_steps[m] = C;
+    if (older % C != 0) past_steps[(older / C) % s.history] = older % C;
+    for (int64_t m = 0; m < used; ++m) {
+      T* const mean = past_summaries.data + m * row;
+      zero(mean, row);
+      for (int64_t c = 0; c < past_steps[m]; ++c) {
+        const int16_t* event = key.history + (m * C + c) * 2;
+        T* const to = past_contents.data + (m * C + c) * row;
+        __builtin_memcpy(to, past_types.data + event[0] * D, sizeof(T) * size_t(D));
+        __builtin_memcpy(to + D, past_gaps.data + event[1] * s.time_width, sizeof(T) * size_t(s.time_width));
+        for (int64_t d = 0; d < row; ++d) mean[d] += to[d];
+      }
+      for (int64_t d = 0; d < row; ++d) mean[d] /= T(past_steps[m]);
+    }
+  }
+
+  // The query is the newest event and the fading mean of all; neither learns from what it finds.
+  void recall_history() {
+    if (F == 0) return;
+    spell_history();
+    for (int64_t i = 0; i < I; ++i) asks[i] = newest[i], asks[I + i] = T(key.query[i]);
+    reader.forward(recall.at, asks.data, shared_features.data + I + K + 1, reading);
+  }
+
+  void recall_back() {
+    if (F == 0) return;
+    reader.backward(recall.at, asks.data, found_gradient.data, reading);
+    add_scaled(recall.gradient, T(1), reader.gradient.data, recall.size);
+  }
+
   // --- moments ---------------------------------------------------------------------------------------------------
 
   // What is kept of a moment: inputs [H, Y, I], qkv, weights [H, Y, columns], tanh [H, Y, D], state [H D + Z], then
@@ -551,6 +624,7 @@ class LiveAttention final : public Attention {
     for (int64_t k = 0; k < K; ++k)
       shared_features[I + k] = input.type_counts[k] == 0.0 ? T(0) : T(log1p_of(input.type_counts[k]));
     shared_features[I + K] = T(log1p_of(key.events) / 4.0);
+    recall_history();
     for (int64_t u = 0; u < U; ++u) shared_hidden[u] = hidden_bias.at[u];
     multiply(shared_hidden.data, shared_features.data, I, hidden.at + state * U, U);
     for (int64_t k = I; k < shared; ++k)
@@ -579,6 +653,7 @@ class LiveAttention final : public Attention {
                   hidden.gradient + state * U, g_before.data, U);
     for (int64_t k = I; k < shared; ++k)
       if (shared_features[k] != T(0)) add_scaled(hidden.gradient + (state + k) * U, shared_features[k], g_before.data, U);
+    for (int64_t f = 0; f < F; ++f) found_gradient[f] += dot(hidden.at + (state + I + K + 1 + f) * U, g_before.data, U);
   }
 
   int64_t landings() const { return s.calendar ? 2 * kCycles : 0; }
@@ -939,11 +1014,11 @@ class LiveAttention final : public Attention {
   static inline double root(double x) { return __builtin_sqrt(x); }
 
   AttentionSpec s;
-  int64_t Z, I, D, H, Y, W, K, B, U, P, state, shared, base_size, size, columns, most_rows, event_rows, row_size;
+  int64_t Z, I, D, H, Y, W, K, B, U, P, F, state, shared, base_size, size, columns, most_rows, event_rows, row_size;
   Block embedding, projection, projection_bias, recency, decay;
   Block hidden, hidden_bias, gap_out, gap_bias, landing, landing_bias, type_out, type_bias;
   Block head, head_bias, sharpness;
-  Block prompt_keys, prompt_rows;
+  Block recall, prompt_keys, prompt_rows;
   Scratch<T> rows_, logs_, events_, cache_gradient, own_cache, projected, selected_rows, selected_gradient;
   Scratch<T> g_qkv, g_inputs, g_attended, g_scores, g_before, g_hidden, g_state, logits, rates, activations;
   Scratch<T> query_, prompt_time, masses, shares, shared_features, shared_hidden, cosine;
@@ -951,6 +1026,12 @@ class LiveAttention final : public Attention {
   Scratch<double> merit;
   T turns[2 * kCycles];
   Scratch<int64_t> ids;
+  Array<T> past_contents, past_summaries, past_types, past_gaps, asks, found_gradient;
+  Array<int64_t> past_steps;
+  int64_t past_counters[4] = {};
+  Memory<T> past{MemorySpec{}};
+  Read<T> reader;
+  Reading<T> reading;
   T newest[kMostInputs], token_gradient[kMostInputs];
   T* cache = nullptr;
   AttentionKey key;

@@ -1,3 +1,6 @@
 #include "../denormals.inl"
+#include "../stream_step/vectors.inl"
+#include "../stream_step/dense.inl"
+#include "../stream_step/memory.inl"
 #include "arithmetic.inl"
 #include "attention.inl"

@@ -194,6 +194,7 @@ void open_arrays(AttentionSpec& s, State& state, int64_t size) {
   s.first = state.array<T>("first_moment", size);
   s.second = state.array<T>("second_moment", size);
   s.prompt_gradients = state.array<T>("prompt_gradients", s.heads * s.layers * 2 * s.prompts * s.rows * s.width);
+  if (s.history > 0) s.history_positions = state.array<T>("history_positions", s.history_length * (s.width + s.time_width));
   s.cache = state.array<T>("cache", s.hot * s.heads * s.layers * 2 * s.window * s.width);
 }
 
@@ -224,6 +225,15 @@ void open(PromptTPP& model, State& state) {
   s.calendar = state.count("calendar", 0, 1);
   s.pool_only = state.count("pool_only", 0, 1);
   s.random_prompts = state.count("random_prompts", 0, 1);
+  s.history = state.count("history", 0, 4096);
+  s.history_length = state.count("history_length", 1, 1024);
+  s.history_reads = state.count("history_reads", 1, 4096);
+  s.history_features = s.history > 0 ? state.count("history_features", 1, 1024) : 0;
+  s.history_heads = state.count("history_heads", 1, 1024);
+  if (s.history_features % s.history_heads || s.history * s.history_length % 2)
+    throw nb::value_error("history_features must be a multiple of history_heads, and events of the history even");
+  if (s.history > 0 && s.decoder != int64_t(Decoder::bins)) throw nb::value_error("a history is for bins alone");
+  if (s.types > INT16_MAX || s.bins > INT16_MAX) throw nb::value_error("more types or bins than a history can name");
   s.node_cells = state.count("node_cells", 1, 16);
   s.node_count = state.count("node_count", 1, 32);
   s.seed = uint64_t(state.count("seed", INT64_MIN, INT64_MAX));
@@ -234,6 +244,7 @@ void open(PromptTPP& model, State& state) {
   if (s.width % 16 || s.hidden % 16 || s.window % 2 || s.time_width % 2 || s.hot % 8)
     throw nb::value_error("width and hidden must be multiples of 16, hot of 8, window and time_width of 2");
   s.edges = model.counts.edges;
+  s.middles = state.array<double>("middles", s.bins);
   s.rates = state.array<double>("rates", s.time_width / 2);
   s.node_at = state.array<double>("node_at", s.node_count);
   s.node_weight = state.array<double>("node_weight", s.node_count);
@@ -250,7 +261,10 @@ void open(PromptTPP& model, State& state) {
   if (is_double) open_arrays<double>(s, state, size);
   else open_arrays<float>(s, state, size);
   if (size != attention_size(s)) throw nb::value_error("size is not that of the parameters");
-  model.attention.reset(make_attention(s, is_double, state.text("instruction_set")));
+  const std::string instruction_set = state.text("instruction_set");
+  s.of_float = chunk_attention::float_functions(instruction_set.c_str());
+  s.of_double = chunk_attention::double_functions(instruction_set.c_str());
+  model.attention.reset(make_attention(s, is_double, instruction_set));
   model.open_scratch();
 }
 

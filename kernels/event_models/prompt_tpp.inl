@@ -11,7 +11,7 @@ struct PromptScores : Scores {  // what the model's EXTRAS name, in their order
 
 struct PromptTPP {
   // Followed by double times [window], gaps [window], query [inputs], int32 kinds [window], float issued [3, bins],
-  // then the rows of Hawkes and of Counts.
+  // int16 history [history, history_length, 2], then the rows of Hawkes and of Counts.
   struct Key : KeyClock {
     int64_t serial;
     double mean_log_gap, charged, silence;
@@ -28,7 +28,10 @@ struct PromptTPP {
   double known = 0.0;  // types seen before the present event: both floors are to be asked before either learns
   std::vector<double> gap_floor, type_floor, later_floor, later_types, marginal, type_counts, hawkes_gaps, hawkes_types;
 
-  int64_t hawkes_at() const { return int64_t(sizeof(Key)) + (2 * spec.window + inputs) * 8 + (spec.window + 3 * spec.bins) * 4; }
+  int64_t hawkes_at() const {
+    return int64_t(sizeof(Key)) + (2 * spec.window + inputs) * 8 + (spec.window + 3 * spec.bins) * 4 +
+           2 * spec.history * spec.history_length * 2;
+  }
   int64_t key_bytes() const { return (hawkes_at() + hawkes.key_bytes() + counts.key_bytes() + 7) / 8 * 8; }
 
   struct View {
@@ -36,6 +39,7 @@ struct PromptTPP {
     double *times, *gaps, *query;
     int32_t* kinds;
     float* issued;  // of the gap after the last event, by the model, by counts, by hawkes
+    int16_t* history;
     std::byte *hawkes, *counts;
   };
 
@@ -47,13 +51,15 @@ struct PromptTPP {
     v.query = v.gaps + spec.window;
     v.kinds = reinterpret_cast<int32_t*>(v.query + inputs);
     v.issued = reinterpret_cast<float*>(v.kinds + spec.window);
+    v.history = reinterpret_cast<int16_t*>(v.issued + 3 * spec.bins);
     v.hawkes = row + hawkes_at();
     v.counts = v.hawkes + hawkes.key_bytes();
     return v;
   }
 
   AttentionKey attention_key(const View& v) const {
-    return {v.clock->events, v.clock->last_time, v.clock->serial, v.clock->mean_log_gap, v.times, v.gaps, v.kinds, v.query};
+    return {v.clock->events, v.clock->last_time, v.clock->serial, v.clock->mean_log_gap, v.times, v.gaps, v.kinds, v.query,
+            v.history};
   }
 
   void open_scratch() {
@@ -144,7 +150,11 @@ struct PromptTPP {
     }
 
     attention->append(attention_key(v), time, gap, type);
-    const int64_t at = int64_t(key.events) % spec.window;
+    const int64_t at = int64_t(key.events) % spec.window, older = int64_t(key.events) - spec.window;
+    if (spec.history > 0 && older >= 0) {  // the oldest event leaves the window
+      int16_t* const event = v.history + older % (spec.history * spec.history_length) * 2;
+      event[0] = int16_t(v.kinds[at]), event[1] = int16_t(counts.bin_of(v.gaps[at]));
+    }
     v.times[at] = time, v.gaps[at] = gap, v.kinds[at] = int32_t(type);
     if (!first) {
       const double log_gap = std::log(gap + SHORTEST);

@@ -35,6 +35,7 @@ struct MemorySpec {
   void* contents = nullptr;     // [slots, length, row], the learner's own, changed in place; null: no memory
   void* summaries = nullptr;    // [slots, row]
   uint8_t* visible = nullptr;   // [slots]
+  int64_t* steps = nullptr;     // [slots], how many of a chunk's are real, the first ones; null: all
   int64_t* counters = nullptr;  // chunks sealed, steps of the open chunk, steps of all episodes, key of random reads
   int64_t slots = 0, length = 0, row = 0;
   int64_t random_reads = 0;     // of the chunks that are read, how many are any

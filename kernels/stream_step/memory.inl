@@ -61,8 +61,8 @@ class Memory {
     }
   }
 
-  const MemorySpec spec;
-  T *const contents, *const summaries;
+  MemorySpec spec;
+  T *contents, *summaries;
 };
 
 // What one read leaves behind for its backward pass.
@@ -73,7 +73,7 @@ struct Reading {
   int64_t read = 0;  // how many chunks were; the memory may have more by the time of the backward pass
 };
 
-// y = [x, what x finds]. The weights, in order: select_query [inputs, features], select_key [row, features], query
+// What x finds. The weights, in order: select_query [inputs, features], select_key [row, features], query
 // [inputs, features], its bias, key [row, features], value [row, features], its bias, output [features, features], its
 // bias.
 template <class T>
@@ -111,12 +111,10 @@ class Read {
     r.values.allocate(features_);
   }
 
-  void forward(const T* parameters, const T* x, T* y, Reading<T>& r) {
+  // out: [features].
+  void forward(const T* parameters, const T* x, T* out, Reading<T>& r) {
     const Weights<const T> w = weights(parameters);
     const auto& lookup = lookup_of<T>(memory_->spec);
-    copy(y, x, inputs_);
-    T* const out = y + inputs_;
-
     affine_backward(w.select_query, x, r.select_query.data, inputs_, features_);
     affine(w.select_key, no_bias_.data, r.select_query.data, r.select.data, row_, features_);
     scale(r.select.data, T(1) / root(T(features_)), row_);
@@ -147,13 +145,12 @@ class Read {
     add(out, w.output_bias, features_);
   }
 
-  // Turn d objective / d y into the gradient of the weights. The observation is what comes in, so nothing goes further.
-  void backward(const T* parameters, const T* x, const T* dy, const Reading<T>& r) {
+  // Turn d objective / d out into the gradient of the weights. What asks is given, so nothing goes further.
+  void backward(const T* parameters, const T* x, const T* d_out, const Reading<T>& r) {
     if (r.read == 0) return zero(gradient.data, gradient.size);
     const Weights<const T> w = weights(parameters);
     const Weights<T> g = weights(gradient.data);
     const auto& lookup = lookup_of<T>(memory_->spec);
-    const T* const d_out = dy + inputs_;
     const int64_t wide = features_ / heads_;
     const T sharpness = T(1) / root(T(wide));
 
@@ -230,7 +227,8 @@ class Read {
   chunk_attention::AttendTask attend_task(const Reading<T>& r) {
     chunk_attention::AttendTask task{};
     task.ask = r.ask.data, task.logits = r.logits.data, task.chunks = r.chunks.data;
-    task.contents = memory_->contents, task.positions = positions_, task.sizes = sizes_.data;
+    task.contents = memory_->contents, task.positions = positions_, task.steps = memory_->spec.steps;
+    task.sizes = sizes_.data;
     task.heads = heads_, task.k = r.read, task.length = length_, task.width = row_, task.joint = joint_;
     return task;
   }

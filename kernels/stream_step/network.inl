@@ -185,7 +185,8 @@ class Network {
     T* y = a.output[l].data;
     switch (layer.kind) {
       case LayerKind::read:
-        read_.forward(parameters_ + offset_[l], x, y, a.reading);
+        __builtin_memcpy(y, x, sizeof(T) * static_cast<size_t>(layer.inputs));
+        read_.forward(parameters_ + offset_[l], x, y + layer.inputs, a.reading);
         break;
       case LayerKind::recurrent:
         recurrent_.forward(parameters_ + offset_[l], x, y, a.recurrence);
@@ -225,7 +226,7 @@ class Network {
     const T* dy = delta_[l].data;
     switch (layer.kind) {
       case LayerKind::read:
-        read_.backward(parameters_ + offset_[l], x, dy, a.reading);
+        read_.backward(parameters_ + offset_[l], x, dy + layer.inputs, a.reading);
         break;
       case LayerKind::recurrent:
         recurrent_.backward(dy, a.recurrence);

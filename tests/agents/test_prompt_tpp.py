@@ -38,11 +38,11 @@ KINDS = {
     "random": {"retrieval": "random"},
     "no-attention": {"heads": 0, "prompts": 0},
     "pool-only": {"train": "pool"},
+    "history": {"window": 2, "history": 3, "history_length": 2, "history_reads": 2, "history_features": 8},
 }
 EVERY_KIND = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-MAIN_KINDS = pytest.mark.parametrize(
-    "kind", [KINDS[name] for name in ("stale", "exact", "intensity")], ids=("stale", "exact", "intensity")
-)
+MAIN = ("stale", "exact", "intensity", "history")
+MAIN_KINDS = pytest.mark.parametrize("kind", [KINDS[name] for name in MAIN], ids=MAIN)
 
 
 def make(kind=None, backend="auto", **changes):
@@ -87,7 +87,7 @@ def test_native_equals_reference(kind):
     Scores are those of forecasts, which rows keep in single precision.
     """
     events = some_events(160)
-    one, other = make(kind, "native", group=1000), make(kind, "reference", group=1000)
+    one, other = (lively(make(kind, backend, group=1000)) for backend in ("native", "reference"))
     scores = [model.learn_many(*(column[:60] for column in events)) for model in (one, other)]
     np.testing.assert_allclose(*scores, rtol=1e-6, atol=1e-7)
     grown = gradient(other)
@@ -154,11 +154,11 @@ def test_gradients_equal_finite_differences(kind):
     The step, not the gradient, is what training the pool alone changes.
     """
     # A matching loss is no part of the score; silence would be another event's.
-    model = make(kind, group=1000, matching=0.0, silence_every=0, cache_age=10**6)
+    model = lively(make(kind, group=1000, matching=0.0, silence_every=0, cache_age=10**6))
     times, types, keys = some_events(40)
     model.learn_many(times, types, keys)
     before = model.state_dict()
-    event = Event(times[-1] + 70.0, types[0], keys[-1])
+    event = Event(times[-1] + 70.0, types[0], max(keys, key=keys.count))
 
     def loss(weights):
         model.load_state_dict(before)
@@ -177,8 +177,13 @@ def test_gradients_equal_finite_differences(kind):
         model.network.nodes = None
         return assert_gradient_of_drawn_nodes(model, before, event, exact)
     generator = np.random.default_rng(0)
-    large = np.argsort(-np.abs(exact))[:200]
-    for at in np.concatenate([generator.choice(large, 25), generator.integers(len(weights), size=15)]):
+    # What the history holds, and is asked, is a constant made of embeddings, which come first.
+    first = _part(model, "embedding").size if kind.get("history") else 0
+    if first:
+        parts = model.network.parameters(torch.from_numpy(exact))
+        assert all(parts[name].abs().max() > 1e-4 for name in model.network.recall_shapes)
+    large = first + np.argsort(-np.abs(exact[first:]))[:200]
+    for at in np.concatenate([generator.choice(large, 25), generator.integers(first, len(weights), 15)]):
         step = np.zeros_like(weights)
         step[at] = 1e-5
         rise = (loss(weights + step) - loss(weights - step)) / 2e-5
@@ -290,6 +295,66 @@ def _part(model, name):
     sizes = {key: math.prod(shape) for key, shape in model.network.shapes.items()}
     start = sum(size for key, size in list(sizes.items())[: list(sizes).index(name)])
     return model.arrays["weights"][start : start + sizes[name]]
+
+
+# History
+
+
+@pytest.mark.parametrize("backend", [pytest.param("native", marks=needs_native), "reference"])
+@pytest.mark.parametrize(("window", "chunks", "length"), [(4, 3, 2), (2, 2, 3), (6, 1, 8)])
+def test_the_history_is_the_events_before_the_window(window, chunks, length, backend):
+    """Each once, in order, in chunks that begin with the first event, the oldest chunks gone."""
+    times, types, keys = some_events(60, keys=2)
+    model = make(backend=backend, window=window, history=chunks, history_length=length)
+    mine, before = [], [0.0]  # of one key: types, and gaps
+    for time, kind, key in zip(times, types, keys, strict=True):
+        model.learn_one(Event(time, kind, key))
+        if key != keys[0]:
+            continue
+        mine.append(model.vocabulary[kind])
+        before.append(time)
+        if len(mine) <= window:
+            continue
+        row = model.keys.rows[model.keys.slots([key])[0]]
+        p = model.network.parameters(torch.from_numpy(model.arrays["weights"]))
+        read = model.network.history(p, row)
+        gaps = np.diff(before[1:], prepend=before[1])
+        bins = np.searchsorted(model.counts.edges, gaps, side="right") - 1
+        older = range(len(mine) - window)
+        groups = [older[i : i + length] for i in range(0, len(older), length)][-chunks:]
+        assert len(groups) == read.contents.shape[1]
+        for group in groups:
+            at = group[0] // length % chunks
+            assert int(read.steps[0, at]) == len(group)
+            embedded = model.network.embedded(model.counts.middles[bins[group]], np.zeros(len(group)))
+            events = torch.cat([p["embedding"][[mine[i] for i in group]].tanh(), embedded[:, :4]], 1)
+            assert torch.equal(read.contents[0, at, : len(group)], events)
+            torch.testing.assert_close(read.summaries[0, at], events.mean(0))
+
+
+@needs_native
+def test_what_a_key_did_before_the_window_is_found_again():
+    """Four cues with a value each, four other events, one of the cues again: its value is to be predicted.
+
+    The window tells nothing of the values, so that without the history the best is log 0.5.
+    """
+    generator = np.random.default_rng(0)
+    types, keys, asked = [], [], []
+    for key in range(4000):
+        values = {cue: "AB"[generator.integers(2)] for cue in "1234"}
+        told = [event for cue in generator.permutation(list("1234")) for event in (cue, values[cue])]
+        question = "1234"[generator.integers(4)]
+        types += [*told, *"xxxx", question, values[question]]
+        keys += [f"key {key}"] * 14
+        asked += [False] * 13 + [True]
+    times = np.cumsum(generator.exponential(1.0, len(types))).tolist()
+    config = PromptTPPConfig(
+        window=4, history=4, history_length=2, heads=0, prompts=0, prior_gap=10.0, types=8, learning_rate=3e-3
+    )
+    scores = PromptTPP(config).learn_many(times, types, keys)
+    answers = scores[np.array(asked), COLUMN["type_log_probability"]]
+    assert answers[200:700].mean() < math.log(0.55)
+    assert answers[-500:].mean() > math.log(0.7)
 
 
 # Causality
@@ -480,6 +545,10 @@ def test_wrong_settings_are_refused():
         ({"drift_boost": 0.5}, "between 1.0 and 1,000.0"),
         ({"width": 256}, "between 16 and 128"),
         ({"learning_rate": math.nan}, "learning_rate is nan"),
+        ({"history": 4, "decoder": "intensity"}, "read by decoder bins"),
+        ({"history": 3, "history_length": 3}, "odd number"),
+        ({"history": 4, "history_heads": 5}, "multiple of history_heads"),
+        ({"history": 5000}, "between 0 and 4,096"),
     ]:
         with pytest.raises(UsageError, match=message):
             PromptTPPConfig(**{**SMALL, **changes})
