@@ -57,7 +57,7 @@ static inline void sum_lanes(const Lanes* v, T* totals) {
 
 // out[h * stride] = u_h x, u: [H, D]. Several at once: additions to one sum wait for each other.
 template <int64_t several, class T>
-static inline void products_of(const T* u, const T* x, int64_t D, T* out, int64_t stride) {
+[[gnu::always_inline]] static inline void products_of(const T* u, const T* x, int64_t D, T* out, int64_t stride) {
   typedef T Lanes __attribute__((vector_size(kLanes * sizeof(T)), aligned(alignof(T)), may_alias));
   Lanes sums[several] = {};
   int64_t d = 0;
@@ -68,10 +68,11 @@ static inline void products_of(const T* u, const T* x, int64_t D, T* out, int64_
   }
   T totals[several];
   sum_lanes<several>(sums, totals);
-  for (int64_t h = 0; h < several; ++h) {
-    for (int64_t i = d; i < D; ++i) totals[h] += u[h * D + i] * x[i];
-    out[h * stride] = totals[h];
-  }
+  if (d < D)
+    for (int64_t h = 0; h < several; ++h)
+      for (int64_t i = d; i < D; ++i) totals[h] += u[h * D + i] * x[i];
+#pragma GCC unroll 4
+  for (int64_t h = 0; h < several; ++h) out[h * stride] = totals[h];
 }
 
 template <class T>
@@ -88,23 +89,40 @@ static inline void add(T* out, T scale, const S* x, int64_t n) {
   for (int64_t i = 0; i < n; ++i) out[i] += scale * value<T, S>(x[i]);
 }
 
-// out[D] += Σ_c shares_c x_c, x: [n, D]. Blocks of the sum stay in registers.
-template <int64_t block, class T>
-static inline void pool_block(T* out, const T* shares, const T* x, int64_t n, int64_t D) {
-  T lanes[block];
-  for (int64_t j = 0; j < block; ++j) lanes[j] = out[j];
-  for (int64_t c = 0; c < n; ++c)
-    for (int64_t j = 0; j < block; ++j) lanes[j] += shares[c] * x[c * D + j];
-  for (int64_t j = 0; j < block; ++j) out[j] = lanes[j];
+// out[h, D] += Σ_c shares_hc x_c, x: [n, D], for some heads. Blocks of the sums stay in registers.
+template <int64_t heads, int64_t vectors, class T>
+static inline void pool_block(T* out, const T* shares, int64_t stride, const T* x, int64_t n, int64_t D) {
+  typedef T Lanes __attribute__((vector_size(kLanes * sizeof(T)), aligned(alignof(T)), may_alias));
+  Lanes sums[heads * vectors];
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < heads * vectors; ++i)
+    sums[i] = *reinterpret_cast<const Lanes*>(out + i / vectors * D + i % vectors * kLanes);
+  for (int64_t c = 0; c < n; ++c) {
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < heads * vectors; ++i)
+      sums[i] += shares[i / vectors * stride + c] * *reinterpret_cast<const Lanes*>(x + c * D + i % vectors * kLanes);
+  }
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < heads * vectors; ++i)
+    *reinterpret_cast<Lanes*>(out + i / vectors * D + i % vectors * kLanes) = sums[i];
+}
+
+template <int64_t heads, class T>
+static inline void pool_of(T* out, const T* shares, int64_t stride, const T* x, int64_t n, int64_t D) {
+  int64_t d = 0;
+  for (; d + 4 * kLanes <= D; d += 4 * kLanes) pool_block<heads, 4>(out + d, shares, stride, x + d, n, D);
+  for (; d + kLanes <= D; d += kLanes) pool_block<heads, 1>(out + d, shares, stride, x + d, n, D);
+  for (; d < D; ++d)
+    for (int64_t h = 0; h < heads; ++h)
+      for (int64_t c = 0; c < n; ++c) out[h * D + d] += shares[h * stride + c] * x[c * D + d];
 }
 
 template <class T>
-static inline void pool(T* out, const T* shares, const T* x, int64_t n, int64_t D) {
-  int64_t d = 0;
-  for (; d + 64 <= D; d += 64) pool_block<64>(out + d, shares, x + d, n, D);
-  for (; d + 16 <= D; d += 16) pool_block<16>(out + d, shares, x + d, n, D);
-  for (; d < D; ++d)
-    for (int64_t c = 0; c < n; ++c) out[d] += shares[c] * x[c * D + d];
+static inline void pool(T* out, const T* shares, int64_t stride, int64_t H, const T* x, int64_t n, int64_t D) {
+  int64_t h = 0;
+  for (; h + 4 <= H; h += 4) pool_of<4>(out + h * D, shares + h * stride, stride, x, n, D);
+  for (; h + 2 <= H; h += 2) pool_of<2>(out + h * D, shares + h * stride, stride, x, n, D);
+  for (; h < H; ++h) pool_of<1>(out + h * D, shares + h * stride, stride, x, n, D);
 }
 
 // The products of some summaries with 16 queries side by side, [D, lanes]; true if any is above the least that its
@@ -255,6 +273,36 @@ static inline float exp_of(float x) {
   return p * __builtin_bit_cast(float, (int(n) + 127) << 23);
 }
 
+// at[i] = exp(at[i] - most); returns their sum.
+template <class T>
+static inline T exps(T* at, int64_t n, T most) {
+  T sum = 0;
+  int64_t i = 0;
+  if constexpr (sizeof(T) == sizeof(float)) {  // the function above, for lanes: GCC would go one by one
+    typedef float Lanes __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+    typedef int Whole __attribute__((vector_size(kLanes * 4)));
+    Lanes sums = {};
+    for (; i + kLanes <= n; i += kLanes) {
+      Lanes x = *reinterpret_cast<const Lanes*>(at + i) - most;
+      x = x < -87.0f ? Lanes{} - 87.0f : x;
+      const Lanes shifted = x * 1.44269504f + 12582912.0f, whole = shifted - 12582912.0f;
+      const Lanes r = (x - whole * 0.693359375f) - whole * -2.12194440e-4f;
+      Lanes p = 1.9875691500e-4f * r + 1.3981999507e-3f;
+      p = p * r + 8.3334519073e-3f;
+      p = p * r + 4.1665795894e-2f;
+      p = p * r + 1.6666665459e-1f;
+      p = p * r + 5.0000001201e-1f;
+      p = p * r * r + r + 1.0f;
+      p *= (Lanes)((__builtin_convertvector(whole, Whole) + 127) << 23);
+      *reinterpret_cast<Lanes*>(at + i) = p;
+      sums += p;
+    }
+    if (i > 0) sum_lanes<1>(&sums, &sum);
+  }
+  for (; i < n; ++i) sum += at[i] = exp_of(at[i] - most);
+  return sum;
+}
+
 // weights[k] = softmax of logits, 0 where there is no chunk.
 template <class T>
 static void weigh(const T* logits, const int64_t* chunks, int64_t k, T* weights) {
@@ -273,17 +321,32 @@ static void weigh(const T* logits, const int64_t* chunks, int64_t k, T* weights)
 template <class T>
 static void normalize(T* scores, const int64_t* real, int64_t chunks, int64_t C) {
   T most = -T(__builtin_inf()), sum = 0;
-  for (int64_t j = 0; j < chunks; ++j)
-    for (int64_t c = 0; c < real[j]; ++c)
-      if (scores[j * C + c] > most) most = scores[j * C + c];
   for (int64_t j = 0; j < chunks; ++j) {
-    T* at = scores + j * C;
-#pragma omp simd
-    for (int64_t c = 0; c < real[j]; ++c) at[c] = exp_of(at[c] - most);
-    for (int64_t c = 0; c < real[j]; ++c) sum += at[c];
+    const T* const at = scores + j * C;
+    T of_four[4] = {most, most, most, most};  // comparisons of one wait for each other
+    int64_t c = 0;
+    for (; c + 4 <= real[j]; c += 4)
+      for (int64_t i = 0; i < 4; ++i) of_four[i] = at[c + i] > of_four[i] ? at[c + i] : of_four[i];
+    for (; c < real[j]; ++c) of_four[0] = at[c] > of_four[0] ? at[c] : of_four[0];
+    for (const T one : of_four) most = one > most ? one : most;
   }
-  for (int64_t j = 0; j < chunks; ++j)
-    for (int64_t c = 0; c < real[j]; ++c) scores[j * C + c] /= sum;
+  for (int64_t j = 0; j < chunks; ++j) sum += exps(scores + j * C, real[j], most);
+  for (int64_t j = 0; j < chunks; ++j) {
+    T* const at = scores + j * C;
+    const int64_t n = real[j];
+    for (int64_t c = 0; c < n; ++c) at[c] /= sum;
+  }
+}
+
+// out[h, D] += Σ_jc shares_hjc p_c, where p_c is told from the end of the real steps: one sum for all chunks. of_position:
+// scratch [H, C].
+template <class T>
+static inline void pool_positions(T* out, const T* shares, const int64_t* real, T* of_position, const T* positions, int64_t H,
+                                  int64_t K, int64_t C, int64_t D) {
+  for (int64_t i = 0; i < H * C; ++i) of_position[i] = T(0);
+  for (int64_t h = 0; h < H; ++h)
+    for (int64_t j = 0; j < K; ++j) add(of_position + h * C + C - real[j], T(1), shares + (h * K + j) * C, real[j]);
+  pool(out, of_position, C, H, positions, C, D);
 }
 
 // shares [H, K, C] is kept for the way back.
@@ -303,11 +366,15 @@ static void attend_of(const AttendTask& task, int64_t q, T* pooled, T* shares, T
   for (int64_t i = 0; i < H * K * C; ++i) shares[i] = T(0);
   if (positions != nullptr)
     for (int64_t c = 0; c < C; ++c) products(ask, positions + c * D, H, D, of_position + c, C);
-  for (int64_t j = 0; j < K; ++j)
-    for (int64_t c = 0; c < real[j]; ++c) products(ask, contents + (chunks[j] * C + c) * D, H, D, shares + j * C + c, K * C);
+  for (int64_t j = 0; j < K; ++j) {
+    const T* const next = contents + (j + 1 < K && chunks[j + 1] >= 0 ? chunks[j + 1] : 0) * C * D;  // to be asked for
+    for (int64_t c = 0; c < real[j]; ++c) {
+      for (int64_t d = 0; d < D; d += 64 / int64_t(sizeof(T))) __builtin_prefetch(next + c * D + d);
+      products(ask, contents + (chunks[j] * C + c) * D, H, D, shares + j * C + c, K * C);
+    }
+  }
   for (int64_t h = 0; h < H; ++h) {
     T* a = shares + h * K * C;
-    T* out = pooled + h * D;
     if (positions != nullptr)
       for (int64_t j = 0; j < K; ++j)
         for (int64_t c = 0; c < real[j]; ++c) a[j * C + c] += of_position[h * C + C - real[j] + c];
@@ -319,13 +386,11 @@ static void attend_of(const AttendTask& task, int64_t q, T* pooled, T* shares, T
         for (int64_t c = 0; c < real[j]; ++c) a[j * C + c] *= weights[j];
       }
     }
-    for (int64_t d = 0; d < D; ++d) out[d] = T(0);
-    for (int64_t j = 0; j < K; ++j) {
-      if (real[j] == 0) continue;
-      pool(out, a + j * C, contents + chunks[j] * C * D, real[j], D);
-      if (positions != nullptr) pool(out, a + j * C, positions + (C - real[j]) * D, real[j], D);
-    }
   }
+  for (int64_t i = 0; i < H * D; ++i) pooled[i] = T(0);
+  for (int64_t j = 0; j < K; ++j)
+    if (real[j] > 0) pool(pooled, shares + j * C, K * C, H, contents + chunks[j] * C * D, real[j], D);
+  if (positions != nullptr) pool_positions(pooled, shares, real, of_position, positions, H, K, C, D);
 }
 
 template <class T>
@@ -353,8 +418,6 @@ static void attend_back_of(const AttendTask& task, int64_t q, const T* gradient,
   }
   for (int64_t h = 0; h < H; ++h) {
     const T* a = shares + h * K * C;
-    T* out = of_ask + h * D;
-    for (int64_t d = 0; d < D; ++d) out[d] = T(0);
     T all = 0;
     for (int64_t j = 0; j < K; ++j) {
       means[j] = T(0);
@@ -374,10 +437,15 @@ static void attend_back_of(const AttendTask& task, int64_t q, const T* gradient,
       const int64_t real = task.steps != nullptr ? task.steps[chunks[j]] : C;
       T* of_scores = of_steps + (h * K + j) * C;
       for (int64_t c = 0; c < real; ++c) of_scores[c] = a[j * C + c] * (of_scores[c] - (task.joint ? all : means[j]));
-      pool(out, of_scores, contents + chunks[j] * C * D, real, D);
-      if (positions != nullptr) pool(out, of_scores, positions + (C - real) * D, real, D);
     }
   }
+  for (int64_t i = 0; i < H * D; ++i) of_ask[i] = T(0);
+  int64_t* real = task.sizes;  // [K]
+  for (int64_t j = 0; j < K; ++j) {
+    real[j] = chunks[j] < 0 ? 0 : (task.steps != nullptr ? task.steps[chunks[j]] : C);
+    if (real[j] > 0) pool(of_ask, of_steps + j * C, K * C, H, contents + chunks[j] * C * D, real[j], D);
+  }
+  if (positions != nullptr) pool_positions(of_ask, of_steps, real, of_position, positions, H, K, C, D);
   T mean = 0;
   for (int64_t j = 0; j < K; ++j) mean += weights[j] * of_weights[j];
   for (int64_t j = 0; j < K; ++j) of_logits[j] = task.joint ? T(0) : weights[j] * (of_weights[j] - mean);

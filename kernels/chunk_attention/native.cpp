@@ -231,6 +231,8 @@ void attend_back(Array<const T, 4> gradient, Array<const T, 5> shares, Array<con
   require(shaped(shares, {B, Q, whole.heads, whole.k, whole.length}), "shares must be [memories, queries, heads, read, steps]");
   const Functions<T> run = functions_for<T>(instruction_set);
   std::vector<T> scratch(size_t(3 * whole.k + whole.heads * whole.length * (whole.k + 1)));
+  std::vector<int64_t> sizes(static_cast<size_t>(whole.k));
+  whole.sizes = sizes.data();
   nb::gil_scoped_release free;
   for (int64_t b = 0; b < B; ++b) {
     const AttendTask task = of_memory<T>(whole, b, Q, M);
