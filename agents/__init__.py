@@ -13,7 +13,8 @@ from streamwise.agents.event_model import EventModel, Prediction
 from streamwise.agents.hawkes import Hawkes, HawkesConfig
 from streamwise.agents.learner import Agent, Learner, Metrics, Predictor, State
 from streamwise.agents.poisson import Poisson, PoissonConfig
-from streamwise.agents.prompt_tpp import PromptTPP, PromptTPPConfig
+from streamwise.agents.prompt_settings import PromptTPPConfig
+from streamwise.agents.prompt_tpp import PromptTPP
 from streamwise.agents.settings import StreamSettings
 from streamwise.agents.step_sizes import StepSizeRule
 from streamwise.agents.stream_ac import StreamAC, StreamACConfig

@@ -7,7 +7,7 @@ which of them was right, by expectation-maximization, an event at a time.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,10 @@ from streamwise.agents.counts import Counts, CountsConfig
 from streamwise.agents.event_model import Array
 from streamwise.agents.hawkes import Hawkes, HawkesConfig
 from streamwise.agents.prompt_network import LEAST_SHARE
+from streamwise.agents.prompt_settings import Floor
 
-__all__ = ["FLOORS", "Floor", "Floors"]
+__all__ = ["FLOORS", "Floors"]
 
-Floor = Literal["both", "counts", "hawkes", "none"]
 FLOORS: tuple[Floor, ...] = ("none", "counts", "hawkes", "both")
 
 _LEAST = 1e-12  # of what a floor gives to anything

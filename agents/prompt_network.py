@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,10 +17,8 @@ from torch import Tensor, nn
 
 from streamwise.agents.event_model import Array
 from streamwise.agents.generator import draws
+from streamwise.agents.prompt_settings import PromptTPPConfig
 from streamwise.memory.hcam import ChunkAttention, Chunks, position_table
-
-if TYPE_CHECKING:
-    from streamwise.agents.prompt_tpp import PromptTPPConfig
 
 __all__ = ["LEAST_SHARE", "NODES", "PromptNetwork", "Remembered"]
 
