@@ -69,6 +69,7 @@ COLOURS = {
 """Red, green and blue of each colour a dancer may have, 0 to 255."""
 
 SIZE, PIXELS, MOVES = 11, 9, 16  # cells across the board, pixels across a cell, moves of a dance
+FARTHEST = SIZE - 3  # rows or columns between two who are inside the wall
 _CENTRE = SIZE // 2
 FLOOR, WALL, AGENT, DANCER = 0, 1, 2, 3  # in grids; dancer i is DANCER + i
 _PUBLISHED_LIMITS = {16: 320, 48: 1024}  # by delay, in steps
@@ -163,6 +164,11 @@ def dancer_cells(homes: NDArray[np.int64], dances: NDArray[np.int64], frame: Any
     return np.asarray(_HOMES[homes] + _PATHS[dances, moves_made])
 
 
+def offsets(cells: NDArray[np.int64], agent: NDArray[np.int64]) -> NDArray[np.int8]:
+    """Return where dancers at cells [..., n, 2] are, seen from agents at [..., 2]: [..., n, 2], 0 to 16."""
+    return (cells - agent[..., None, :] + FARTHEST).astype(np.int8)
+
+
 def egocentric_grid(cells: NDArray[Any], agent: tuple[int, int]) -> Grid:
     """Return what the agent at a cell sees of dancers at cells [n, 2]: int8 [11, 11], the agent at [5, 5].
 
@@ -200,18 +206,24 @@ class BalletRules:
     def __init__(self, dancers: Any, delay: Any, obs: Any, grey: Any, single_shape: Any) -> None:
         self.dancers = whole_number("dancers", dancers, 1, len(HOMES))
         self.delay = whole_number("delay", delay, 1)
-        if obs not in ("pixels", "grid"):
-            raise UsageError(f'obs is {obs!r}; give "pixels" or "grid".')
-        self.pixels = obs == "pixels"
+        if obs not in ("pixels", "grid", "cells"):
+            raise UsageError(f'obs is {obs!r}; give "pixels", "grid" or "cells".')
+        self.pixels, self.cells = obs == "pixels", obs == "cells"
         self.grey = flag("grey", grey)
         self.single_shape = flag("single_shape", single_shape)
         if not self.pixels and (self.grey or self.single_shape):
-            raise UsageError('grey and single_shape are for obs="pixels"; a grid shows neither.')
+            raise UsageError('grey and single_shape are for obs="pixels"; nothing else shows them.')
         self.choice_frame = self.dancers * (MOVES - 1 + self.delay)
         self.step_limit = _PUBLISHED_LIMITS.get(self.delay, self.choice_frame + 64)
 
     def observation_space(self) -> spaces.Dict:
         """Return the space of one agent's observations."""
+        instruction = spaces.Discrete(1 + len(DANCES))
+        if self.cells:
+            offsets = np.full((self.dancers, 2), 2 * FARTHEST + 1)
+            return spaces.Dict(
+                {"cells": spaces.MultiDiscrete(offsets, dtype=np.int8), "instruction": instruction}
+            )
         side, channels = SIZE * PIXELS, 1 if self.grey else 3
         codes = np.full((SIZE, SIZE), DANCER + self.dancers)
         image: spaces.Space[Any] = (
@@ -219,7 +231,7 @@ class BalletRules:
             if self.pixels
             else spaces.MultiDiscrete(codes, dtype=np.int8)
         )
-        return spaces.Dict({"image": image, "instruction": spaces.Discrete(1 + len(DANCES))})
+        return spaces.Dict({"image": image, "instruction": instruction})
 
     def pictures(self, colours: NDArray[np.int64], shapes: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return how each code of a grid looks under these options (see `cell_pictures`)."""
@@ -230,13 +242,15 @@ class Ballet(gymnasium.Env[Observation, Any]):
     """The ballet of the module's docstring.
 
     dancers: 1 to 8. delay: frames between two dances, 1 or more; the paper has 16 and 48, with 2, 4 and 8
-    dancers and limits of 320 and 1024 steps. obs: "pixels", or "grid" for small networks. grey: one channel,
-    the luminance. single_shape: all dancers are triangles, told apart by colour alone; everything else is
-    drawn as without it.
+    dancers and limits of 320 and 1024 steps. obs: "pixels", or "grid" or "cells" for small networks. grey:
+    one channel, the luminance. single_shape: all dancers are triangles, told apart by colour alone;
+    everything else is drawn as without it.
 
     Observation: image, float32 [99, 99, 3] in [0, 1], the 11 x 11 cells around the agent, or, for a grid, its
-    codes as int8 [11, 11] (see `egocentric_grid`); instruction, 0 while watching, then 1 + the index in
-    `DANCES`. Action: 0 to 7, a direction; there is no way to stand still but to walk into a wall.
+    codes as int8 [11, 11] (see `egocentric_grid`); for obs="cells", there are cells instead, int8
+    [dancers, 2], how far each dancer is below and to the right of the agent, plus 8; instruction, 0 while
+    watching, then 1 + the index in `DANCES`. Action: 0 to 7, a direction; there is no way to stand still but
+    to walk into a wall.
 
     A dancer touched terminates the episode; `step_limit` truncates it. info, for oracles and not for agents:
     phase ("dance" or "choice"), frame, choice_frame, target (an index into dancers), dancers (of each: home
@@ -312,10 +326,14 @@ class Ballet(gymnasium.Env[Observation, Any]):
         return egocentric_grid(cells, self._agent)
 
     def _observation(self) -> Observation:
-        grid = self._grid()
         asked = self._frame >= self._rules.choice_frame
+        instruction = np.int64(asked * (1 + self._dances[self._target]))
+        if self._rules.cells:
+            cells = dancer_cells(self._homes, self._dances, self._frame, self._rules.delay)
+            return {"cells": offsets(cells, np.array(self._agent)), "instruction": instruction}
+        grid = self._grid()
         image = paint(grid, self._rules.pictures(self._colours, self._shapes)) if self._rules.pixels else grid
-        return {"image": image, "instruction": np.int64(asked * (1 + self._dances[self._target]))}
+        return {"image": image, "instruction": instruction}
 
     def _info(self, correct: bool) -> dict[str, Any]:
         return {

@@ -22,6 +22,7 @@ from streamwise.envs.ballet import (
     BalletRules,
     dancer_cells,
     draw_cast,
+    offsets,
     paint,
 )
 from streamwise.streams import UsageError
@@ -129,14 +130,16 @@ class BalletVector(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
 
     def _observation(self) -> Observation:
         cells = dancer_cells(self._homes, self._dances, self._frame, self._rules.delay)
+        asked = self._frame >= self._rules.choice_frame
+        instruction = asked * (1 + self._dances[np.arange(self.num_envs), self._target])
+        if self._rules.cells:
+            return {"cells": offsets(cells, self._agent), "instruction": instruction}
         image: NDArray[Any] = egocentric_grids(cells, self._agent)
         if self._rules.pixels:
             traits = zip(self._colours, self._shapes, image, strict=True)
             image = np.stack(
                 [paint(grid, self._rules.pictures(colours, shapes)) for colours, shapes, grid in traits]
             )
-        asked = self._frame >= self._rules.choice_frame
-        instruction = asked * (1 + self._dances[np.arange(self.num_envs), self._target])
         return {"image": image, "instruction": instruction}
 
     def _info(self, correct: NDArray[np.bool_]) -> dict[str, Any]:

@@ -157,7 +157,7 @@ def test_an_episode_is_cut_at_the_limit_and_not_one_step_later(dancers, delay):
     assert flags[-1] == [False, True]
 
 
-@pytest.mark.parametrize("options", [{"obs": "grid"}, {"obs": "pixels", "grey": True}])
+@pytest.mark.parametrize("options", [{"obs": "grid"}, {"obs": "cells"}, {"obs": "pixels", "grey": True}])
 def test_many_at_once_are_as_each_alone(options):
     """Observations, rewards, endings and new episodes, by two ways to compute them."""
     alone = [Ballet(dancers=3, delay=2, **options) for _ in range(4)]
@@ -168,10 +168,10 @@ def test_many_at_once_are_as_each_alone(options):
     for _ in range(260):
         for i in range(4):
             assert together.single_observation_space.contains(
-                {key: seen[key][i] if key == "image" else np.int64(seen[key][i]) for key in seen}
+                {key: np.int64(seen[key][i]) if key == "instruction" else seen[key][i] for key in seen}
             )
-            np.testing.assert_array_equal(seen["image"][i], expected[i]["image"])
-            assert seen["instruction"][i] == expected[i]["instruction"]
+            for key in seen:
+                np.testing.assert_array_equal(seen[key][i], expected[i][key])
         actions = generator.integers(8, size=4)
         seen, rewards, terminated, truncated, info = together.step(actions)
         for i, env in enumerate(alone):
@@ -268,6 +268,23 @@ def test_the_view_scrolls_and_a_step_into_the_wall_does_nothing():
 
 
 # --- pictures ----------------------------------------------------------------------------------------------
+
+
+def test_cells_are_where_the_grid_has_the_dancers():
+    grids, cells = (Ballet(dancers=4, delay=2, obs=obs) for obs in ("grid", "cells"))
+    generator, over = np.random.default_rng(2), True
+    for step in range(400):
+        if over:
+            (grid, _), (seen, _) = (env.reset(seed=step) for env in (grids, cells))
+            over = False
+        else:
+            action = generator.integers(8)
+            (grid, *_), (seen, _, *ends, _) = (env.step(action) for env in (grids, cells))
+            over = any(ends)
+        assert seen["instruction"] == grid["instruction"]
+        for i, (row, column) in enumerate(seen["cells"].tolist()):
+            if max(abs(row - 8), abs(column - 8)) <= 5:  # not farther than the grid shows
+                assert grid["image"][row - 8 + 5, column - 8 + 5] == 3 + i
 
 
 def test_a_picture_shows_each_dancer_in_its_colour_and_shape_where_the_grid_has_it():
@@ -377,6 +394,7 @@ def test_targets_and_places_are_drawn_evenly():
         ({"obs": "text"}, "obs is 'text'"),
         ({"grey": 1}, "grey is 1; give true or false"),
         ({"obs": "grid", "single_shape": True}, "single_shape"),
+        ({"obs": "cells", "grey": True}, "single_shape"),
     ],
 )
 def test_an_option_out_of_its_range_is_refused_in_one_line(options, says):
