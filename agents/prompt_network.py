@@ -61,11 +61,12 @@ class PromptNetwork:
         self._blurs = np.append(np.sinc(turned), np.zeros((len(_PERIODS), 1)), 1)
         at, weight = np.polynomial.legendre.leggauss(NODES[1])
         self.nodes = (at + 1.0) / 2.0, weight / 2.0
+        width = config.width + config.time_width  # of an event in the history
+        # Called with the model's own parameters; its own draws shall not move torch's random state.
         self.attention = ChunkAttention(
-            2 * self.inputs, config.width + config.time_width, features=config.history_features,
-            heads=config.history_heads, length=config.history_length, k=config.history_reads,
+            2 * self.inputs, width, features=config.history_features, heads=config.history_heads,
+            length=config.history_length, k=config.history_reads, generator=torch.Generator(),
         )  # fmt: skip
-        width = config.width + config.time_width
         self.positions = position_table(config.history_length, width).to(self.real)
 
     @property

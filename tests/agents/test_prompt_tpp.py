@@ -332,6 +332,12 @@ def test_the_history_is_the_events_before_the_window(window, chunks, length, bac
             torch.testing.assert_close(read.summaries[0, at], events.mean(0))
 
 
+def test_a_model_leaves_the_random_state_of_torch_alone():
+    before = torch.random.get_rng_state()
+    make(history=2)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
 @needs_native
 def test_what_a_key_did_before_the_window_is_found_again():
     """Four cues with a value each, four other events, one of the cues again: its value is to be predicted.
