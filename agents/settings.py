@@ -36,6 +36,7 @@ _READ_WITH = {
     "memory_heads": ("memory", ("hcam",)),
     "memory_reads": ("memory", ("hcam",)),
     "memory_random_reads": ("memory", ("hcam",)),
+    "memory_joint": ("memory", ("hcam",)),
     "memory_chunk_length": ("memory", ("hcam",)),
     "memory_capacity": ("memory", ("hcam",)),
 }
@@ -77,6 +78,9 @@ class StreamSettings:
     """Chunks that are opened at each step: the best by their summaries (hcam)."""
     memory_random_reads: int = 0
     """How many of these are any chunks, not the best: what is never opened is never found (hcam)."""
+    memory_joint: bool = False
+    """One softmax over all steps that are opened, in place of one inside each chunk and one over chunks by
+    their summaries, which then are not learned: for when all chunks are opened (hcam)."""
     memory_chunk_length: int = 4
     """Steps in a chunk; the last ones, fewer than these, cannot be read yet (hcam)."""
     memory_capacity: int = 256
@@ -168,7 +172,8 @@ class StreamSettings:
             return EpisodeMemory(
                 width, chunk_length=length, capacity=capacity,
                 features=self.memory_features, heads=self.memory_heads, k=self.memory_reads,
-                random_reads=self.memory_random_reads, key=mix(seed), dtype=self.torch_dtype,
+                random_reads=self.memory_random_reads, joint=self.memory_joint,
+                key=mix(seed), dtype=self.torch_dtype,
             )  # fmt: skip
         return NoMemory()
 

@@ -37,9 +37,9 @@ class EpisodeMemory:
 
     width: numbers in an item. Rows are one number longer if that is odd: positions have as many sines as
     cosines. A chunk can be read from the moment its last step is appended; the steps of the open chunk
-    cannot. features, heads, k: of what reads it, see `ChunkAttention`. random_reads: how many of the k chunks
-    are any, not the best: a chunk that is never opened teaches nobody that it should have been. Which ones,
-    follows from `key` and the time, so that all networks and both back ends open the same.
+    cannot. features, heads, k, joint: of what reads it, see `ChunkAttention`. random_reads: how many of the
+    k chunks are any, not the best: a chunk that is never opened teaches nobody that it should have been.
+    Which ones, follows from `key` and the time, so that all networks and both back ends open the same.
 
     One slot more than chunks: the open chunk is written to a slot that is not visible, so that nothing which
     a forward pass has read is overwritten before its backward pass.
@@ -61,13 +61,14 @@ class EpisodeMemory:
         heads: int = 1,
         k: int = 8,
         random_reads: int = 0,
+        joint: bool = False,
         key: int = 0,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         slots, row = capacity + 1, width + width % 2
         kind = np.float64 if dtype == torch.float64 else np.float32
         self.item_width, self.features, self.heads, self.k = width, features, heads, k
-        self.random_reads = random_reads
+        self.random_reads, self.joint = random_reads, joint
         self.contents: NDArray[Any] = np.zeros((slots, chunk_length, row), kind)
         self.summaries: NDArray[Any] = np.zeros((slots, row), kind)
         self.visible = np.zeros(slots, np.uint8)
@@ -88,7 +89,7 @@ class EpisodeMemory:
         length, row = self.shape
         attention = ChunkAttention(
             self.item_width, row, features=self.features, heads=self.heads, length=length, k=self.k,
-            generator=generator,
+            joint=self.joint, generator=generator,
         )  # fmt: skip
         return EpisodeRead(attention, self)
 

@@ -152,10 +152,13 @@ def test_one_update_with_a_memory_agrees_with_torch(name, actions, rule, memory)
     reads=st.sampled_from([(1, 0), (2, 1), (3, 0), (5, 3), (40, 0)]),
     length=st.integers(1, 5),
     capacity=st.integers(1, 12),
+    joint=st.booleans(),
     dtype=st.sampled_from(["float32", "float64"]),
     seed=st.integers(0, 1000),
 )
-def test_a_memory_of_any_shape_goes_on_as_in_torch(features, read, reads, length, capacity, dtype, seed):
+def test_a_memory_of_any_shape_goes_on_as_in_torch(
+    features, read, reads, length, capacity, joint, dtype, seed
+):
     """Twenty updates on end, each back end with its own memory: full rings, open chunks, random reads."""
     space = spaces.Box(-np.inf, np.inf, (features,), np.float64)
     changes = {
@@ -166,6 +169,7 @@ def test_a_memory_of_any_shape_goes_on_as_in_torch(features, read, reads, length
         "memory_heads": read[1],
         "memory_reads": reads[0],
         "memory_random_reads": reads[1],
+        "memory_joint": joint,
         "memory_chunk_length": length,
         "memory_capacity": capacity,
         "hidden_size": 12,

@@ -51,6 +51,7 @@ from streamwise.streams import UsageError
         # A setting that the chosen rule or memory never reads:
         ({"memory_features": 8}, "memory_features"),
         ({"memory": "gru", "memory_chunk_length": 2}, "memory_chunk_length"),
+        ({"memory": "gru", "memory_joint": True}, "memory_joint"),
         ({"step_size": 0.5}, "step_size"),
         ({"overshoot_margin": 3.0}, "overshoot_margin"),
         ({"policy_overshoot_margin": 2.0}, "policy_overshoot_margin"),
