@@ -8,18 +8,11 @@ says by itself how far it is, so a queue is all that is left to do.
 
 from __future__ import annotations
 
-import json
-import logging
-import os
-import socket
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import tomli_w
 from rich.console import Console
@@ -28,6 +21,14 @@ from streamwise.envs import family_of
 from streamwise.runs.config import RunConfig
 from streamwise.runs.lock import locked
 from streamwise.runs.loop import StopRequest
+from streamwise.runs.ray_cluster import (
+    Journal,
+    RayStoppedError,
+    errors_of_others_to,
+    reach,
+    running_ray,
+    why_it_ended,
+)
 from streamwise.runs.storage import replace_durably
 from streamwise.runs.sweep_data import read_events
 from streamwise.runs.sweep_display import SweepDisplay
@@ -37,13 +38,9 @@ from streamwise.runs.train import fetch
 from streamwise.streams import UsageError
 
 __all__ = [
-    "RayStoppedError",
     "SweepOptions",
     "SweepResult",
-    "errors_of_others_to",
-    "reach",
     "run_sweep",
-    "running_ray",
 ]
 
 _LONGEST_WAIT_SECONDS = 0.25  # for news of the runs, before the display is drawn again
@@ -92,10 +89,6 @@ class Job:
     not_before: float = 0.0
 
 
-class RayStoppedError(OSError):
-    """Ray, or the connection to it, has gone; the runs are in their checkpoints."""
-
-
 @dataclass(eq=False)
 class Slot:
     """One runner, the call it is busy with, and what it last said of its run."""
@@ -106,22 +99,6 @@ class Slot:
     job: Job | None = None
     asked: Any = None
     progress: Progress | None = None
-
-
-class Journal:
-    """events.jsonl: what happened when. A line a driver could not finish is nobody's."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.file = path.open("a", encoding="utf-8")
-        if self.file.tell() and not path.read_bytes().endswith(b"\n"):
-            self.file.write("\n")
-
-    def add(self, event: str, **what: Any) -> None:
-        """Write one event."""
-        line = {"time": time.time(), "event": event, **{key: x for key, x in what.items() if x is not None}}
-        self.file.write(json.dumps(line) + "\n")
-        self.file.flush()
 
 
 def run_sweep(spec: SweepSpec, options: SweepOptions, console: Console | None = None) -> SweepResult:
@@ -142,7 +119,10 @@ def run_sweep(spec: SweepSpec, options: SweepOptions, console: Console | None = 
     with locked(options.out):
         tables = {**spec.tables, "name": spec.name}
         replace_durably(options.out / "sweep.toml", tomli_w.dumps(tables).encode())
-        with errors_of_others_to(options.out / "ray.log") as stderr, running_ray(options):
+        with (
+            errors_of_others_to(options.out / "ray.log") as stderr,
+            running_ray(options.address, options.cpus),
+        ):
             driver = _Driver(spec, options, console or Console(file=stderr))
             try:
                 return driver.run()
@@ -191,63 +171,6 @@ def _check_directory(spec: SweepSpec, out: Path) -> None:
                 )
     elif out.is_file() or (out.is_dir() and any(path.name != ".lock" for path in out.iterdir())):
         raise UsageError(f"{out} already exists and is no sweep; choose another --out.")
-
-
-@contextmanager
-def running_ray(options: SweepOptions) -> Iterator[None]:
-    """Start Ray, or connect to the cluster at `options.address`, and leave it afterwards."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_worker_niceness", "0")  # 15, its default, costs a run on a full machine 5%
-    import ray
-
-    try:
-        ray.init(
-            address=options.address or "local",
-            num_cpus=None if options.address else options.cpus,
-            include_dashboard=None if options.address else False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            namespace="streamwise",
-        )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UsageError(
-            f"there is no Ray cluster at {options.address}: {str(error).splitlines()[0]}"
-            if options.address
-            else f"Ray cannot be started: {str(error).splitlines()[0]}"
-        ) from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-@contextmanager
-def errors_of_others_to(log: Path) -> Iterator[IO[str]]:
-    """Send standard error to a file, and yield what it was: what Ray's threads write would tear the display.
-
-    What matters of it comes as an exception, too.
-    """
-    sys.stderr.flush()
-    ours = os.dup(2)
-    with log.open("a") as file, os.fdopen(ours, "w", buffering=1) as stderr:
-        os.dup2(file.fileno(), 2)
-        try:
-            yield stderr
-        finally:
-            sys.stderr.flush()
-            os.dup2(ours, 2)
-
-
-def reach(address: str) -> None:
-    """Raise UsageError unless something listens at HOST:PORT."""
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=5.0).close()
-    except (OSError, ValueError, OverflowError) as error:
-        raise UsageError(
-            f"there is no Ray cluster at {address} ({getattr(error, 'strerror', None) or error}); "
-            "`ray status` on its head node says where it is."
-        ) from None
 
 
 class _Driver:
@@ -464,7 +387,7 @@ class _Driver:
         progress, slot.progress = slot.progress, None
         step, began_at = (progress.step, progress.began_at) if progress else (None, job.began_at)
         what = {"run": job.run.name, "step": step, "seconds": progress and progress.seconds}
-        self._failed(job, _why(error), began_at, what, event="lost")
+        self._failed(job, why_it_ended(error), began_at, what, event="lost")
 
     def _failed(
         self,
@@ -521,13 +444,3 @@ def _room_on(node: dict[str, float], resources: Resources) -> int:
 def _describe(resources: Resources) -> str:
     parts = {"cpus": resources.cpus, "gpus": resources.gpus, "memory_gb": resources.memory_gb or 0.0}
     return ", ".join(f"{name} {amount:g}" for name, amount in {**parts, **resources.custom}.items() if amount)
-
-
-def _why(error: Exception) -> str:
-    """Return, of Ray's pages on a death, the line that names the cause."""
-    text = str(error)
-    if "node" in text and ("died" in text or "dead" in text) and "OOM" not in text:
-        return "its node died"
-    if "OutOfMemory" in type(error).__name__ or "OOM" in text or "memory pressure" in text:
-        return "its process was ended because the node ran out of memory"
-    return "its process died"

@@ -32,8 +32,8 @@ from streamwise.runs.config import nearest, read_toml, save_config, settings_of
 from streamwise.runs.lock import locked
 from streamwise.runs.loop import StopRequest
 from streamwise.runs.progress import clock
+from streamwise.runs.ray_cluster import RayStoppedError, errors_of_others_to, reach, running_ray
 from streamwise.runs.storage import LocalStorage, replace_durably
-from streamwise.runs.sweep import RayStoppedError, SweepOptions, errors_of_others_to, reach, running_ray
 from streamwise.runs.task_methods import BASES, NEURAL, make_method
 from streamwise.runs.task_scores import METRICS, MethodSettings
 from streamwise.runs.task_split import By, Events, Split
@@ -420,12 +420,12 @@ def run_tasks(
         failed: dict[str, str] = {}
         stop = stop or StopRequest()
         if missing:
-            with errors_of_others_to(directory / "ray.log") as stderr:
-                options = SweepOptions(directory, address=config.address, cpus=config.cpus)
-                with running_ray(options), stop.on_signals():
-                    failed = _Driver(
-                        config, events, units, missing, console or Console(file=stderr), stop
-                    ).run()
+            with (
+                errors_of_others_to(directory / "ray.log") as stderr,
+                running_ray(config.address, config.cpus),
+                stop.on_signals(),
+            ):
+                failed = _Driver(config, events, units, missing, console or Console(file=stderr), stop).run()
         done = sum(_result_path(directory, unit).is_file() for unit in units)
         return TasksResult(directory, done, len(units), failed, stop.signal)
 

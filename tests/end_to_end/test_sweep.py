@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from killing import differences
 
-from streamwise.runs.sweep import Journal
+from streamwise.runs.ray_cluster import Journal
 from streamwise.runs.sweep_data import read_events
 from streamwise.runs.sweep_spec import load_sweep
 

@@ -474,7 +474,7 @@ def without_ray(monkeypatch):
             return {}
 
     monkeypatch.setattr(tasks, "_Driver", Here)
-    monkeypatch.setattr(tasks, "running_ray", lambda options: tasks.ExitStack())
+    monkeypatch.setattr(tasks, "running_ray", lambda address, cpus: tasks.ExitStack())
 
 
 def test_the_same_command_does_what_is_missing_and_another_is_refused(tmp_path, monkeypatch):

@@ -1,0 +1,105 @@
+"""Ray as everything here uses it: started or joined, its words kept off the display, its errors in a line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from streamwise.streams import UsageError
+
+__all__ = ["Journal", "RayStoppedError", "errors_of_others_to", "reach", "running_ray", "why_it_ended"]
+
+
+class RayStoppedError(OSError):
+    """Ray, or the connection to it, has gone; the runs are in their checkpoints."""
+
+
+class Journal:
+    """events.jsonl: what happened when. A line a driver could not finish is nobody's."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file = path.open("a", encoding="utf-8")
+        if self.file.tell() and not path.read_bytes().endswith(b"\n"):
+            self.file.write("\n")
+
+    def add(self, event: str, **what: Any) -> None:
+        """Write one event."""
+        line = {"time": time.time(), "event": event, **{key: x for key, x in what.items() if x is not None}}
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+
+
+@contextmanager
+def running_ray(address: str | None, cpus: int | None) -> Iterator[None]:
+    """Start Ray, or connect to the cluster at `address`, and leave it afterwards."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # 15, its default, costs a run on a full machine 5%
+    import ray
+
+    try:
+        ray.init(
+            address=address or "local",
+            num_cpus=None if address else cpus,
+            include_dashboard=None if address else False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            namespace="streamwise",
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UsageError(
+            f"there is no Ray cluster at {address}: {str(error).splitlines()[0]}"
+            if address
+            else f"Ray cannot be started: {str(error).splitlines()[0]}"
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def errors_of_others_to(log: Path) -> Iterator[IO[str]]:
+    """Send standard error to a file, and yield what it was: what Ray's threads write would tear the display.
+
+    What matters of it comes as an exception, too.
+    """
+    sys.stderr.flush()
+    ours = os.dup(2)
+    with log.open("a") as file, os.fdopen(ours, "w", buffering=1) as stderr:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield stderr
+        finally:
+            sys.stderr.flush()
+            os.dup2(ours, 2)
+
+
+def reach(address: str) -> None:
+    """Raise UsageError unless something listens at HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=5.0).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise UsageError(
+            f"there is no Ray cluster at {address} ({getattr(error, 'strerror', None) or error}); "
+            "`ray status` on its head node says where it is."
+        ) from None
+
+
+def why_it_ended(error: Exception) -> str:
+    """Return, of Ray's pages on a death, the line that names the cause."""
+    text = str(error)
+    if "node" in text and ("died" in text or "dead" in text) and "OOM" not in text:
+        return "its node died"
+    if "OutOfMemory" in type(error).__name__ or "OOM" in text or "memory pressure" in text:
+        return "its process was ended because the node ran out of memory"
+    return "its process died"
