@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 import torch
+import tyro
 from gymnasium import spaces
 
 from streamwise.agents.generator import mix
@@ -37,6 +38,8 @@ _READ_WITH = {
     "memory_reads": ("memory", ("hcam",)),
     "memory_random_reads": ("memory", ("hcam",)),
     "memory_joint": ("memory", ("hcam",)),
+    "memory_span": ("memory", ("hcam",)),
+    "memory_guests": ("memory", ("hcam",)),
     "memory_chunk_length": ("memory", ("hcam",)),
     "memory_capacity": ("memory", ("hcam",)),
 }
@@ -84,7 +87,11 @@ class StreamSettings:
     memory_chunk_length: int = 4
     """Steps in a chunk; the last ones, fewer than these, cannot be read yet (hcam)."""
     memory_capacity: int = 256
-    """Chunks that are kept, the latest of the episode (hcam)."""
+    """Chunks that are kept, the latest (hcam)."""
+    memory_span: Literal["episode", "life"] = "episode"
+    """Whether chunks go at the end of an episode (hcam)."""
+    memory_guests: tyro.conf.Suppress[int] = 0
+    """Chunks of other learners that fit beside its own; `streamwise up` sees to it (hcam)."""
     dtype: Literal["float32", "float64"] = "float32"
     """Precision of weights and traces; statistics are float64 always."""
 
@@ -119,6 +126,8 @@ class StreamSettings:
                 f"memory_random_reads is {self.memory_random_reads}; it lies from 0 to "
                 f"{self.memory_reads - 1}, for one of the chunks that are read is the best."
             )
+        if self.memory_guests < 0:
+            raise UsageError(f"memory_guests is {self.memory_guests}; it must be 0 or more.")
         if self.memory_features % self.memory_heads:
             raise UsageError(
                 f"memory_features is {self.memory_features}; it must be a multiple of memory_heads, which is "
@@ -127,6 +136,7 @@ class StreamSettings:
         for name, choices in (
             ("step_size_rule", get_args(StepSizeRule)),
             ("memory", get_args(MemoryKind)),
+            ("memory_span", ("episode", "life")),
             ("dtype", ("float32", "float64")),
         ):
             if getattr(self, name) not in choices:
@@ -164,7 +174,8 @@ class StreamSettings:
             return RecurrentMemory(width, features=self.memory_features, dtype=self.torch_dtype)
         if self.memory == "hcam":
             capacity, length = self.memory_capacity, self.memory_chunk_length
-            if (capacity + 1) * (length + 1) * (width + 1) > _LARGEST_MEMORY:
+            chunks = capacity + 1 + self.memory_guests
+            if chunks * (length + 1) * (width + 1) > _LARGEST_MEMORY:
                 raise UsageError(
                     f"memory_capacity is {capacity}, chunks of {length} steps of {width} numbers; keep it "
                     f"below {_LARGEST_MEMORY:,} numbers in all."
@@ -173,6 +184,7 @@ class StreamSettings:
                 width, chunk_length=length, capacity=capacity,
                 features=self.memory_features, heads=self.memory_heads, k=self.memory_reads,
                 random_reads=self.memory_random_reads, joint=self.memory_joint,
+                lasting=self.memory_span == "life", guests=self.memory_guests,
                 key=mix(seed), dtype=self.torch_dtype,
             )  # fmt: skip
         return NoMemory()

@@ -1,9 +1,9 @@
-"""What an agent remembers of its present episode: chunks in a ring of arrays.
+"""What an agent remembers of its episode, or of all its episodes: chunks in a ring of arrays.
 
 The general store (store.py) keeps chunks of many streams, by many policies, on disk if asked, and is read
 from Python. An agent that makes 20,000 updates a second needs less and has no time for more: the latest
-chunks of one episode. They lie in arrays whose address never changes, so that the native step reads and
-writes where the torch back end does, and a checkpoint is a copy of them.
+chunks of one episode, or of its life. They lie in arrays whose address never changes, so that the native step
+reads and writes where the torch back end does, and a checkpoint is a copy of them.
 
 Items are observations in units of their running deviation, and nothing else is done to them. That matters:
 what is rare is then large, and a large item has a large score, of either sign, before anything was learned.
@@ -41,6 +41,9 @@ class EpisodeMemory:
     k chunks are any, not the best: a chunk that is never opened teaches nobody that it should have been.
     Which ones, follows from `key` and the time, so that all networks and both back ends open the same.
 
+    lasting: chunks stay at the end of an episode; the open one goes. guests: how many chunks of others fit
+    beside the agent's own (`admit`), in slots after those; the latest replaces the first.
+
     One slot more than chunks: the open chunk is written to a slot that is not visible, so that nothing which
     a forward pass has read is overwritten before its backward pass.
 
@@ -62,18 +65,24 @@ class EpisodeMemory:
         k: int = 8,
         random_reads: int = 0,
         joint: bool = False,
+        lasting: bool = False,
+        guests: int = 0,
         key: int = 0,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        slots, row = capacity + 1, width + width % 2
+        slots, row = capacity + 1 + guests, width + width % 2
         kind = np.float64 if dtype == torch.float64 else np.float32
         self.item_width, self.features, self.heads, self.k = width, features, heads, k
-        self.random_reads, self.joint = random_reads, joint
+        self.random_reads, self.joint, self.lasting = random_reads, joint, lasting
+        self.own_slots = capacity + 1
+        self.guest_ids = np.full(guests, -1, np.int64)
+        self.admitted = 0  # guests, ever
         self.contents: NDArray[Any] = np.zeros((slots, chunk_length, row), kind)
         self.summaries: NDArray[Any] = np.zeros((slots, row), kind)
         self.visible = np.zeros(slots, np.uint8)
-        # Chunks sealed in this episode, steps of the open chunk, steps of all episodes, key of random reads.
-        self.counters = np.array([0, 0, 0, key >> 1], np.int64)
+        # Chunks sealed in this episode (ever, if they last), steps of the open chunk, steps of all episodes,
+        # key of random reads, guests that can be read.
+        self.counters = np.array([0, 0, 0, key >> 1, 0], np.int64)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -82,7 +91,7 @@ class EpisodeMemory:
 
     def __len__(self) -> int:
         """How many chunks can be read."""
-        return min(int(self.counters[0]), len(self.visible) - 1)
+        return min(int(self.counters[0]), self.own_slots - 1) + int(self.counters[4])
 
     def reader(self, generator: torch.Generator | None = None) -> EpisodeRead:
         """Return a module of its own weights that reads this memory for what it is given, [1, width]."""
@@ -95,8 +104,8 @@ class EpisodeMemory:
 
     def append(self, item: Tensor) -> None:
         """Remember one step, [width], as it is now. A chunk that it completes can be read from here on."""
-        sealed, fill, time, _ = self.counters.tolist()
-        slots, length, _ = self.contents.shape
+        sealed, fill, time, *_ = self.counters.tolist()
+        slots, length = self.own_slots, self.contents.shape[1]
         slot = sealed % slots
         self.contents[slot, fill, : self.item_width] = item.numpy()
         self.counters[1:3] = fill + 1, time + 1
@@ -108,16 +117,49 @@ class EpisodeMemory:
         self.counters[:2] = sealed + 1, 0
 
     def clear(self) -> None:
-        """Forget everything, as at the end of an episode."""
-        self.counters[:2] = 0
-        self.visible[:] = 0
+        """Forget the episode, at its end: all of it, or of a memory that lasts, the open chunk."""
+        self.counters[1] = 0
+        if not self.lasting:
+            self.counters[0] = 0
+            self.visible[: self.own_slots] = 0
+
+    def sealed_chunk(self, number: int) -> NDArray[Any]:
+        """Return the chunk that was sealed as this one, from 0, [chunk_length, width], if it is still kept.
+
+        Raises KeyError if it is not.
+        """
+        if not self.counters[0] - self.own_slots < number < self.counters[0]:
+            raise KeyError(f"chunk {number} is not kept; the last {self.own_slots - 1} that were sealed are.")
+        chunk: NDArray[Any] = self.contents[number % self.own_slots, :, : self.item_width]
+        return chunk
+
+    def admit(self, id: int, contents: NDArray[Any]) -> None:
+        """Take in a chunk of somebody else, [chunk_length, width], under an id of 0 or more, for the first.
+
+        Not between a step's forward and backward pass.
+        """
+        guest = self.admitted % len(self.guest_ids)
+        slot = self.own_slots + guest
+        self.contents[slot, :, : self.item_width] = contents
+        self.summaries[slot] = self.contents[slot].mean(0)
+        self.counters[4] += self.guest_ids[guest] < 0
+        self.guest_ids[guest] = id
+        self.visible[slot] = 1
+        self.admitted += 1
+
+    def dismiss(self, id: int) -> None:
+        """Let go of a chunk that was admitted, if it is there."""
+        for guest in np.flatnonzero(self.guest_ids == id).tolist() if id >= 0 else ():
+            self.guest_ids[guest] = -1
+            self.visible[self.own_slots + guest] = 0
+            self.counters[4] -= 1
 
     def chunks(self) -> Chunks:
         """Return what can be read, in the arrays themselves."""
         # Written to through NumPy, which torch does not see: what a graph has saved of them stays usable.
-        slots = len(self.visible)
-        used = min(int(self.counters[0]), slots)
-        visible = torch.from_numpy(self.visible[:used]).bool()[None, None] if used == slots else None
+        used = self._used()
+        some = len(self.guest_ids) > 0 or used == self.own_slots
+        visible = torch.from_numpy(self.visible[:used]).bool()[None, None] if some else None
         summaries, contents = (
             torch.from_numpy(array[:used])[None] for array in (self.summaries, self.contents)
         )
@@ -125,8 +167,8 @@ class EpisodeMemory:
 
     def any_others(self, found: list[int]) -> list[int]:
         """Return `random_reads` readable chunks that are not among `found`, each as likely."""
-        used, others = min(int(self.counters[0]), len(self.visible)), list[int]()
-        _, _, time, key = self.counters.tolist()
+        used, others = self._used(), list[int]()
+        _, _, time, key, _ = self.counters.tolist()
         counter = time * _DRAWS
         while len(others) < self.random_reads:
             slot = mix((key + counter * _GOLDEN) & _MASK) % used
@@ -134,6 +176,10 @@ class EpisodeMemory:
             if self.visible[slot] and slot not in found and slot not in others:
                 others.append(slot)
         return others
+
+    def _used(self) -> int:
+        """How many slots are looked at."""
+        return len(self.visible) if len(self.guest_ids) else min(int(self.counters[0]), self.own_slots)
 
     def native_settings(self) -> dict[str, Any]:
         """Return the arrays as the native step takes them."""
@@ -144,25 +190,36 @@ class EpisodeMemory:
             "visible": self.visible,
             "counters": self.counters,
             "shape": [slots, length, row],
+            "own": self.own_slots,
+            "lasting": self.lasting,
             "random_reads": self.random_reads,
         }
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return what is remembered, the open chunk's steps included, and nothing of unused slots."""
-        sealed, fill, _, _ = self.counters.tolist()
-        used = min(sealed + bool(fill), len(self.visible))
-        return {
+        sealed, fill, *_ = self.counters.tolist()
+        used = min(sealed + bool(fill), self.own_slots)
+        state = {
             "memory.counters": torch.from_numpy(self.counters.copy()),
             "memory.contents": torch.from_numpy(self.contents[:used].copy()),
             "memory.summaries": torch.from_numpy(self.summaries[:used].copy()),  # rounded as they were made
         }
+        if len(self.guest_ids):
+            there = min(self.admitted, len(self.guest_ids))
+            state |= {
+                "memory.admitted": torch.tensor(self.admitted),
+                "memory.guest_ids": torch.from_numpy(self.guest_ids[:there].copy()),
+                "memory.guests": torch.from_numpy(self.contents[self.own_slots :][:there].copy()),
+                "memory.guest_summaries": torch.from_numpy(self.summaries[self.own_slots :][:there].copy()),
+            }
+        return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a state that `state_dict` gave. Raises ValueError for one that cannot be."""
         contents, summaries, counters = (
             state[f"memory.{name}"].numpy() for name in ("contents", "summaries", "counters")
         )
-        slots, (length, row) = len(self.visible), self.shape
+        slots, (length, row) = self.own_slots, self.shape
         used = len(contents)
         shapes = contents.shape, summaries.shape, counters.shape
         if used > slots or shapes != ((used, length, row), (used, row), self.counters.shape):
@@ -171,18 +228,43 @@ class EpisodeMemory:
                 f"has contents {contents.shape}, summaries {summaries.shape}, counters {counters.shape}."
             )
         # Native code goes by these numbers.
-        sealed, fill, time, _ = counters.tolist()
+        sealed, fill, time, *_ = counters.tolist()
+        guests = self._guests_of(state)
         if not (
-            0 <= fill < self.shape[0] and sealed >= 0 <= time and used == min(sealed + bool(fill), slots)
+            0 <= fill < self.shape[0]
+            and sealed >= 0 <= time
+            and used == min(sealed + bool(fill), slots)
+            and (guests >= 0).sum() == counters[4]
         ):
             raise ValueError(
                 f"the memory's state is damaged: {used} chunks, {sealed} sealed, and {fill} steps open."
             )
-        self.clear()
+        self.visible[:] = 0
         self.contents[:used], self.counters[:] = contents, counters
         self.visible[: min(sealed, slots)] = 1
         self.visible[sealed % slots] = 0
         self.summaries[:used] = summaries
+        self.guest_ids[:] = -1
+        if len(guests):
+            there, after = len(guests), slots + len(guests)
+            self.admitted = int(state["memory.admitted"])
+            self.guest_ids[:there], self.visible[slots:after] = guests, guests >= 0
+            self.contents[slots:after] = state["memory.guests"].numpy()
+            self.summaries[slots:after] = state["memory.guest_summaries"].numpy()
+
+    def _guests_of(self, state: Mapping[str, Tensor]) -> NDArray[np.int64]:
+        """Return the ids of a state's guests by slot. Raises ValueError if they do not fit."""
+        if "memory.guest_ids" not in state:
+            return np.zeros(0, np.int64)
+        ids, admitted = state["memory.guest_ids"].numpy(), int(state["memory.admitted"])
+        (length, row), count = self.shape, len(ids)
+        shapes = tuple(state[f"memory.{name}"].shape for name in ("guests", "guest_summaries"))
+        if shapes != ((count, length, row), (count, row)) or count != min(admitted, len(self.guest_ids)):
+            raise ValueError(
+                f"the memory has room for {len(self.guest_ids)} guests, and the state {count}, of shapes "
+                f"{shapes[0]} and {shapes[1]}."
+            )
+        return ids
 
 
 class EpisodeRead(nn.Module):

@@ -510,7 +510,7 @@ class LiveAttention final : public Attention {
     for (int64_t b = 0; b < B; ++b) turn(past_gaps.data + b * s.time_width, s.middles[b]);
     MemorySpec spec{};
     spec.contents = past_contents.data, spec.summaries = past_summaries.data, spec.steps = past_steps.data;
-    spec.counters = past_counters, spec.slots = slots, spec.length = s.history_length, spec.row = row;
+    spec.counters = past_counters, spec.slots = spec.own = slots, spec.length = s.history_length, spec.row = row;
     spec.of_float = s.of_float, spec.of_double = s.of_double;
     past = Memory<T>(spec);
     LayerSpec layer{};

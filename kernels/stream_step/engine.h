@@ -36,8 +36,11 @@ struct MemorySpec {
   void* summaries = nullptr;    // [slots, row]
   uint8_t* visible = nullptr;   // [slots]
   int64_t* steps = nullptr;     // [slots], how many of a chunk's are real, the first ones; null: all
-  int64_t* counters = nullptr;  // chunks sealed, steps of the open chunk, steps of all episodes, key of random reads
+  int64_t* counters = nullptr;  // chunks sealed, steps of the open chunk, steps of all episodes, key of random reads,
+                                // guests that can be read
   int64_t slots = 0, length = 0, row = 0;
+  int64_t own = 0;              // slots of the learner's own chunks, the first ones; the others are for guests
+  bool lasting = false;         // whether chunks stay at the end of an episode
   int64_t random_reads = 0;     // of the chunks that are read, how many are any
   chunk_attention::Functions<float> of_float{};
   chunk_attention::Functions<double> of_double{};

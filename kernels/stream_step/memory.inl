@@ -24,12 +24,19 @@ class Memory {
 
   bool present() const { return contents != nullptr; }
 
-  // Slots that were used in this episode; in a full ring one of them, the open chunk's, is not visible.
-  int64_t used() const { return spec.counters[0] < spec.slots ? spec.counters[0] : spec.slots; }
-  const uint8_t* visible() const { return spec.counters[0] < spec.slots ? nullptr : spec.visible; }
+  // Own slots that were used; in a full ring one of them, the open chunk's, is not visible.
+  int64_t used_own() const { return spec.counters[0] < spec.own ? spec.counters[0] : spec.own; }
+  bool all_visible() const { return spec.own == spec.slots && spec.counters[0] < spec.own; }
+  // Slots that are looked at, which of them can be read (null: all), and how many that is.
+  int64_t used() const { return spec.own == spec.slots ? used_own() : spec.slots; }
+  const uint8_t* visible() const { return all_visible() ? nullptr : spec.visible; }
+  int64_t readable() const {
+    const int64_t own = used_own(), guests = spec.own == spec.slots ? 0 : spec.counters[4];
+    return (spec.visible != nullptr && own == spec.own ? own - 1 : own) + guests;
+  }
 
   void append(const T* x, int64_t n) {
-    const int64_t slot = spec.counters[0] % spec.slots;
+    const int64_t slot = spec.counters[0] % spec.own;
     T* const chunk = contents + slot * spec.length * spec.row;
     __builtin_memcpy(chunk + spec.counters[1] * spec.row, x, sizeof(T) * static_cast<size_t>(n));
     ++spec.counters[2];
@@ -40,14 +47,16 @@ class Memory {
       for (int64_t d = 0; d < spec.row; ++d) mean[d] += chunk[c * spec.row + d];
     for (int64_t d = 0; d < spec.row; ++d) mean[d] /= T(spec.length);
     spec.visible[slot] = 1;
-    spec.visible[(slot + 1) % spec.slots] = 0;
+    spec.visible[(slot + 1) % spec.own] = 0;
     ++spec.counters[0];
     spec.counters[1] = 0;
   }
 
   void clear() {
-    spec.counters[0] = spec.counters[1] = 0;
-    for (int64_t i = 0; i < spec.slots; ++i) spec.visible[i] = 0;
+    spec.counters[1] = 0;
+    if (spec.lasting) return;
+    spec.counters[0] = 0;
+    for (int64_t i = 0; i < spec.own; ++i) spec.visible[i] = 0;
   }
 
   // Add chunks that can be read, are not among the first `count` of `chunks`, and are each as likely, up to `total`.
@@ -118,7 +127,7 @@ class Read {
     affine_backward(w.select_query, x, r.select_query.data, inputs_, features_);
     affine(w.select_key, no_bias_.data, r.select_query.data, r.select.data, row_, features_);
     scale(r.select.data, T(1) / root(T(features_)), row_);
-    const int64_t visible = memory_->visible() ? memory_->used() - 1 : memory_->used();
+    const int64_t visible = memory_->readable();
     r.read = k_ < visible ? k_ : visible;
     if (r.read == 0) return zero(out, features_);
     const int64_t best = visible > k_ ? k_ - memory_->spec.random_reads : r.read;

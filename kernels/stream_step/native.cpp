@@ -553,6 +553,8 @@ class StreamStep {
     const auto shape = get<std::vector<int64_t>>(from, "shape");
     if (shape.size() != 3 || shape[0] < 2 || shape[1] < 1 || shape[2] < spec_.observation_size)
       throw nb::value_error("memory.shape must be [slots, length, row], of two slots at least and rows of an observation");
+    memory.own = get<int64_t>(from, "own"), memory.lasting = get<bool>(from, "lasting");
+    if (memory.own < 2 || memory.own > shape[0]) throw nb::value_error("memory.own must be two slots at least, and not more than all");
     memory.slots = shape[0], memory.length = shape[1], memory.row = shape[2];
     if (memory.row > kLargestSize || memory.length > kLargestSize / memory.row ||
         memory.slots > (int64_t(1) << 40) / (memory.length * memory.row))
@@ -560,7 +562,7 @@ class StreamStep {
     memory.contents = hold(from, "contents", dtype, memory.slots * memory.length * memory.row);
     memory.summaries = hold(from, "summaries", dtype, memory.slots * memory.row);
     memory.visible = static_cast<uint8_t*>(hold(from, "visible", nb::dtype<uint8_t>(), memory.slots));
-    memory.counters = static_cast<int64_t*>(hold(from, "counters", nb::dtype<int64_t>(), 4));
+    memory.counters = static_cast<int64_t*>(hold(from, "counters", nb::dtype<int64_t>(), 5));
     memory.random_reads = get<int64_t>(from, "random_reads");
     memory.of_float = chunk_attention::float_functions(instruction_set.c_str());
     memory.of_double = chunk_attention::double_functions(instruction_set.c_str());

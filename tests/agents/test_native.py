@@ -153,13 +153,15 @@ def test_one_update_with_a_memory_agrees_with_torch(name, actions, rule, memory)
     length=st.integers(1, 5),
     capacity=st.integers(1, 12),
     joint=st.booleans(),
+    span=st.sampled_from(["episode", "life"]),
+    guests=st.sampled_from([0, 0, 1, 4]),
     dtype=st.sampled_from(["float32", "float64"]),
     seed=st.integers(0, 1000),
 )
 def test_a_memory_of_any_shape_goes_on_as_in_torch(
-    features, read, reads, length, capacity, joint, dtype, seed
+    features, read, reads, length, capacity, joint, span, guests, dtype, seed
 ):
-    """Twenty updates on end, each back end with its own memory: full rings, open chunks, random reads."""
+    """Thirty updates on end, each with its own memory: full rings, open chunks, random reads, guests."""
     space = spaces.Box(-np.inf, np.inf, (features,), np.float64)
     changes = {
         "step_size_rule": "obgd",
@@ -172,6 +174,8 @@ def test_a_memory_of_any_shape_goes_on_as_in_torch(
         "memory_joint": joint,
         "memory_chunk_length": length,
         "memory_capacity": capacity,
+        "memory_span": span,
+        "memory_guests": guests,
         "hidden_size": 12,
     }
     reference, native = pair("stream-ac", space, DISCRETE, seed=seed, **changes)
@@ -180,6 +184,11 @@ def test_a_memory_of_any_shape_goes_on_as_in_torch(
     for step in range(30):
         following = random.standard_normal(features)
         sample = Transition(observation, int(random.integers(4)), 1.0, following, step == 20, False)
+        if guests and random.random() < 0.5:
+            chunk = random.standard_normal((length, features))
+            for agent in (reference, native):
+                agent.memory.admit(step, chunk)
+                agent.memory.dismiss(step - 4)
         expected, found = reference.learn_one(sample), native.learn_one(sample)
         assert found["value"] == pytest.approx(expected["value"], rel=1e-3, abs=1e-3)
         observation = following

@@ -64,6 +64,64 @@ def test_a_copy_goes_on_bit_for_bit(length, capacity, steps, at):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours if name != "memory.contents")
 
 
+def test_a_lasting_memory_keeps_chunks_over_episodes_and_forgets_the_open_one():
+    memory, seen = EpisodeMemory(2, chunk_length=2, capacity=3, lasting=True), items(12, 2)
+    for number, item in enumerate(seen):
+        memory.append(item)
+        if number % 5 == 4:
+            memory.clear()
+    # Of each five steps, the fifth was alone in its chunk.
+    sealed = [seen[i : i + 2] for i in (0, 2, 5, 7, 10)]
+    assert memory.counters[0] == 5
+    assert readable(memory) == {tuple(chunk.flatten().tolist()) for chunk in sealed[-3:]}
+    for number in (2, 3, 4):
+        assert torch.equal(torch.from_numpy(memory.sealed_chunk(number)), sealed[number])
+    for number in (1, 5):
+        with pytest.raises(KeyError, match=f"chunk {number} is not kept"):
+            memory.sealed_chunk(number)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(data=st.data(), room=st.integers(1, 4), length=st.integers(1, 2), lasting=st.booleans())
+def test_guests_are_read_beside_own_chunks_and_outlast_episodes(data, room, length, lasting):
+    memory = EpisodeMemory(3, chunk_length=length, capacity=2, lasting=lasting, guests=room)
+    own, guests, came = EpisodeMemory(3, chunk_length=length, capacity=2, lasting=lasting), [], 0
+    for step, item in enumerate(items(25, 3)):
+        what = data.draw(st.sampled_from(["append", "append", "admit", "dismiss", "clear", "copy"]))
+        if what == "append":
+            memory.append(item)
+            own.append(item)
+        elif what == "admit":
+            chunk = items(length, 3, seed=step)
+            memory.admit(came, chunk.numpy())
+            guests = [*guests, (came, chunk)]
+            came += 1
+            guests = [(id, chunk) for id, chunk in guests if id >= came - room]  # in a ring, the oldest goes
+        elif what == "dismiss" and came:
+            id = data.draw(st.integers(0, came - 1))
+            memory.dismiss(id)
+            guests = [guest for guest in guests if guest[0] != id]
+        elif what == "clear":
+            memory.clear()
+            own.clear()
+        elif what == "copy":
+            copy = EpisodeMemory(3, chunk_length=length, capacity=2, lasting=lasting, guests=room)
+            copy.admit(99, items(length, 3, seed=99).numpy())  # another life before
+            copy.load_state_dict(memory.state_dict())
+            memory = copy
+        assert readable(memory) == readable(own) | {tuple(chunk.flatten().tolist()) for _, chunk in guests}
+        assert len(memory) == len(own) + len(guests)
+
+
+def test_a_state_with_more_guests_than_there_is_room_for_is_refused():
+    memory = EpisodeMemory(3, chunk_length=1, capacity=2, guests=2)
+    for id in range(2):
+        memory.admit(id, items(1, 3).numpy())
+    for room in (0, 1):
+        with pytest.raises(ValueError, match=f"room for {room} guests, and the state 2"):
+            EpisodeMemory(3, chunk_length=1, capacity=2, guests=room).load_state_dict(memory.state_dict())
+
+
 def test_a_state_of_another_shape_is_refused_by_name():
     memory = EpisodeMemory(3, chunk_length=2, capacity=2)
     for item in items(9, 3):
