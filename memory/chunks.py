@@ -18,7 +18,8 @@ class Chunk(NamedTuple):
 
     id: counts the chunks that were sealed before, of all streams. first, last: times of its first and last
     step, in the stream's units. steps: of its contents. covered: steps that these stand for, more if it was
-    merged. priority: of the steps' surprise. encoder_version: of what made the contents.
+    merged. priority: of the steps' surprise. encoder_version: of what made the contents. sequence: how many
+    chunks its writer had written before.
     """
 
     id: int
@@ -30,6 +31,7 @@ class Chunk(NamedTuple):
     covered: int
     priority: float
     encoder_version: int
+    sequence: int
 
 
 class ChunkStore(Protocol):
@@ -76,6 +78,7 @@ class ChunkStore(Protocol):
         episode: int = 0,
         priority: float = 0.0,
         encoder_version: int = 0,
+        sequence: int = 0,
         summary: ArrayLike | None = None,
     ) -> int:
         """Seal a chunk, float [steps, width], and return its id, higher than every id before.

@@ -101,6 +101,36 @@ class KeyStates:
         packed = self._stored_row(key)
         return None if packed is None else self._unpacked(packed)
 
+    def chunks(self, size: int) -> Iterator[tuple[list[str], NDArray[Any]]]:
+        """Yield all keys and copies of their rows, up to `size` at once; the last used come last."""
+        self._write_leaving()
+        names: list[str] = []
+        rows: list[Any] = []
+        with self._errors():
+            # SQLite takes the other columns of a group from the row with the greatest generation.
+            stored = self._database.execute(
+                "SELECT key, row, max(generation) FROM keys WHERE key IS NOT NULL AND generation <= ? "
+                "GROUP BY key",
+                (self._generation,),
+            )
+            for key, packed, _ in stored:
+                if key in self._slots or key in self._leaving:
+                    continue
+                names.append(key)
+                rows.append(self._unpacked(packed))
+                if len(names) == size:
+                    yield names, np.array(rows, self.rows.dtype)
+                    names, rows = [], []
+        for key, packed in self._leaving.items():  # nobody may write
+            if key not in self._slots:
+                names.append(key)
+                rows.append(self._unpacked(packed))
+        in_memory = list(self._slots)
+        names, found = names + in_memory, np.array(rows, self.rows.dtype)
+        found = np.concatenate([found, self.rows[list(self._slots.values())]])
+        for start in range(0, len(names), size):
+            yield names[start : start + size], found[start : start + size]
+
     def forget_before(self, generation: int) -> None:
         """Let go of rows that only generations before this one would ask for, as keys are written again."""
         self._oldest_kept = generation

@@ -73,7 +73,7 @@ class Table:
             "id": np.int64, "origin": np.int64, "position": np.int64, "stream": np.int64, "name": "S32",
             "episode": np.int64, "first": np.float64, "last": np.float64, "covered": np.int64,
             "priority": np.float64, "steps": np.int64, "encoder_version": np.int64, "pins": np.int64,
-            "use": np.float64,
+            "use": np.float64, "sequence": np.int64,
         }  # fmt: skip
         self.capacity = capacity
         self.columns: dict[str, NDArray[Any]] = {

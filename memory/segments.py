@@ -24,7 +24,7 @@ __all__ = ["CHUNK", "DROP", "ChunkFileError", "Recovery", "SegmentLog", "StoredA
 StoredAs = Literal["float32", "float16"]
 
 CHUNK, DROP = 1, 2  # kinds of records; 0 would be what an unwritten page of the disk says
-FORMAT = 1
+FORMAT = 2
 _MAGIC = b"swchunks"
 _HEADER = struct.Struct("<8sIIIIIIQI")  # magic, format, steps, width, bytes a number, record size, ...
 _HEADER_BYTES = 64
@@ -49,7 +49,7 @@ class Recovery:
 
 
 def record_type(chunk_length: int, width: int, stored_as: StoredAs) -> np.dtype[Any]:
-    """Return the type of a record: 128 bytes about the chunk, its summary, its contents.
+    """Return the type of a record: 136 bytes about the chunk, its summary, its contents.
 
     What the first bytes say can be read without touching the contents. The checksum is a CRC-32 of all that
     comes after it: it is there against torn writes and failing disks, of which it misses one in 2^32, and is
@@ -60,7 +60,7 @@ def record_type(chunk_length: int, width: int, stored_as: StoredAs) -> np.dtype[
         ("checksum", "<u4"), ("kind", "<u4"), ("position", "<u8"), ("id", "<u8"), ("slot", "<u8"),
         ("stream", "<i8"), ("name", "S32"), ("episode", "<i8"), ("first", "<f8"), ("last", "<f8"),
         ("covered", "<u8"), ("priority", "<f8"), ("steps", "<u4"), ("encoder_version", "<u4"),
-        ("origin", "<u8"), ("summary", "<f4", (width,)),
+        ("origin", "<u8"), ("sequence", "<u8"), ("summary", "<f4", (width,)),
         ("contents", np.dtype(stored_as).newbyteorder("<"), (chunk_length, width)),
     ]  # fmt: skip
     padding = -np.dtype(fields).itemsize % _ALIGNMENT

@@ -30,7 +30,7 @@ __all__ = ["InProcessStore"]
 # Columns of the table that are fields of a record, under the same name.
 _RECORDED = (
     "id", "origin", "position", "stream", "name", "episode", "first", "last", "covered", "priority", "steps",
-    "encoder_version",
+    "encoder_version", "sequence",
 )  # fmt: skip
 _IN_STATE = ("id", "position", "pins", "use")  # columns by slot
 
@@ -173,6 +173,7 @@ class InProcessStore:
         episode: int = 0,
         priority: float = 0.0,
         encoder_version: int = 0,
+        sequence: int = 0,
         summary: ArrayLike | None = None,
     ) -> int:
         """Seal a chunk, float [steps, width], and return its id, higher than every id before.
@@ -191,7 +192,7 @@ class InProcessStore:
         record["stream"], record["name"] = stream_code(stream), _name(stream)
         record["episode"], record["first"], record["last"] = episode, first, last
         record["covered"], record["priority"] = steps, priority
-        record["encoder_version"] = encoder_version
+        record["encoder_version"], record["sequence"] = encoder_version, sequence
         going = self.retention.going(record[0])
         if going is None:
             table.next_id += 1
@@ -402,7 +403,7 @@ class InProcessStore:
         # Of whatever kind the two summaries are, theirs lies between them.
         summary = shares @ self._summaries[pair].astype(np.float64)
         self._fill(record, joined if len(joined) <= self.chunk_length else joined[::2], summary)
-        for name in ("stream", "name", "episode", "first", "origin"):
+        for name in ("stream", "name", "episode", "first", "origin", "sequence"):
             record[name] = table[name][left]
         record["id"], record["last"], record["covered"] = table.next_id, table["last"][right], covered.sum()
         record["priority"] = shares @ table["priority"][pair]
