@@ -77,6 +77,7 @@ class EpisodeMemory:
         self.own_slots = capacity + 1
         self.guest_ids = np.full(guests, -1, np.int64)
         self.admitted = 0  # guests, ever
+        self.delivered = 0  # own chunks that a shared memory has, too (memory/shared.py)
         self.contents: NDArray[Any] = np.zeros((slots, chunk_length, row), kind)
         self.summaries: NDArray[Any] = np.zeros((slots, row), kind)
         self.visible = np.zeros(slots, np.uint8)
@@ -204,6 +205,8 @@ class EpisodeMemory:
             "memory.contents": torch.from_numpy(self.contents[:used].copy()),
             "memory.summaries": torch.from_numpy(self.summaries[:used].copy()),  # rounded as they were made
         }
+        if self.lasting:
+            state["memory.delivered"] = torch.tensor(self.delivered)
         if len(self.guest_ids):
             there = min(self.admitted, len(self.guest_ids))
             state |= {
@@ -244,6 +247,7 @@ class EpisodeMemory:
         self.visible[: min(sealed, slots)] = 1
         self.visible[sealed % slots] = 0
         self.summaries[:used] = summaries
+        self.delivered = int(state["memory.delivered"]) if self.lasting else 0
         self.guest_ids[:] = -1
         if len(guests):
             there, after = len(guests), slots + len(guests)

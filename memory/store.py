@@ -114,6 +114,14 @@ class InProcessStore:
     def __len__(self) -> int:
         return len(self._table.slots)
 
+    def __contains__(self, id: int) -> bool:
+        return id in self._table.slots
+
+    @property
+    def next_id(self) -> int:
+        """The id that the next chunk gets; every id before is below it."""
+        return self._table.next_id
+
     @property
     def summaries(self) -> NDArray[np.float32]:
         """The mean over each chunk's steps, or what was given in its place, float32 [slots, width]."""
