@@ -38,6 +38,7 @@ _READ_WITH = {
     "memory_reads": ("memory", ("hcam",)),
     "memory_random_reads": ("memory", ("hcam",)),
     "memory_joint": ("memory", ("hcam",)),
+    "memory_alike": ("memory", ("hcam",)),
     "memory_span": ("memory", ("hcam",)),
     "memory_guests": ("memory", ("hcam",)),
     "memory_chunk_length": ("memory", ("hcam",)),
@@ -84,6 +85,8 @@ class StreamSettings:
     memory_joint: bool = False
     """One softmax over all steps that are opened, in place of one inside each chunk and one over chunks by
     their summaries, which then are not learned: for when all chunks are opened (hcam)."""
+    memory_alike: bool = False
+    """Begin by looking for what is like the present; otherwise for anything (hcam)."""
     memory_chunk_length: int = 4
     """Steps in a chunk; the last ones, fewer than these, cannot be read yet (hcam)."""
     memory_capacity: int = 256
@@ -183,7 +186,7 @@ class StreamSettings:
             return EpisodeMemory(
                 width, chunk_length=length, capacity=capacity,
                 features=self.memory_features, heads=self.memory_heads, k=self.memory_reads,
-                random_reads=self.memory_random_reads, joint=self.memory_joint,
+                random_reads=self.memory_random_reads, joint=self.memory_joint, alike=self.memory_alike,
                 lasting=self.memory_span == "life", guests=self.memory_guests,
                 key=mix(seed), dtype=self.torch_dtype,
             )  # fmt: skip

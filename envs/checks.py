@@ -7,7 +7,7 @@ from typing import Any
 
 from streamwise.streams import UsageError
 
-__all__ = ["action_index", "flag", "whole_number"]
+__all__ = ["action_index", "flag", "one_of", "whole_number"]
 
 
 def whole_number(option: str, value: Any, least: int, most: int | None = None) -> int:
@@ -27,6 +27,13 @@ def flag(option: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise UsageError(f"{option} is {value!r}; give true or false.")
     return value
+
+
+def one_of(option: str, value: Any, choices: tuple[str, ...]) -> str:
+    """Return `value`, one of the choices. Raises UsageError, which names the option."""
+    if value not in choices:
+        raise UsageError(f"{option} is {value!r}; give one of: {', '.join(choices)}.")
+    return str(value)
 
 
 def action_index(action: Any, count: int, *, over: bool) -> int:

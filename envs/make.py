@@ -54,7 +54,16 @@ _MINATAR_GAMES = ("asterix", "breakout", "freeway", "seaquest", "space_invaders"
 
 _PROBES = {  # our own environments, by the module they are in
     "ballet": ("Ballet",),
-    "probes": ("DelayedRecall", "PairRecall", "OrderRecall", "EventRecall", "TMaze", "ShellGame", "Naming"),
+    "probes": (
+        "DelayedRecall",
+        "PairRecall",
+        "OrderRecall",
+        "EventRecall",
+        "TMaze",
+        "ShellGame",
+        "Naming",
+        "Told",
+    ),
     "rooms": ("KeyDoor", "VisualMatch"),
     "routes": ("GraphRoutes",),
 }

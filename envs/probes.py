@@ -14,6 +14,7 @@ length of an episode is known: at most `step_limit` steps, the last of which ter
 | TMaze | keeping one bit, for long | 0, the mean of +1 and -1 |
 | ShellGame | knowing that a thing is where it is no longer seen | 1 / boxes |
 | Naming | binding a name to a thing, after one telling | 1 / objects |
+| Told | knowing what somebody else was told | 1 / symbols |
 
 Observations are flat float32 arrays of zeros and ones. info is for oracles and not for agents: frame,
 question_frame, answer (the action that pays) and correct.
@@ -31,7 +32,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from streamwise.envs.ballet import DANCES, DIRECTIONS
-from streamwise.envs.checks import action_index, whole_number
+from streamwise.envs.checks import action_index, one_of, whole_number
 from streamwise.streams import UsageError
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "Probe",
     "ShellGame",
     "TMaze",
+    "Told",
 ]
 
 _MOVES = tuple(tuple(int(move) for move in moves) for moves in DANCES.values())
@@ -344,3 +346,55 @@ class Naming(Probe):
 
     def _info(self, correct: bool) -> Info:
         return {**super()._info(correct), "distractors": self._question_frame // self._objects - 1}
+
+
+class Told(Probe):
+    """Facts that one is told and another is asked for: who is asked knows them only from who was told.
+
+    facts: how many there are, each a name of `bits` zeros and ones, and a symbol. world: what they are; two
+    environments of one world have the same. role: "tell" shows one fact after another, name and symbol, and
+    pays for the symbol that it shows; "ask" shows the name of any, and pays for its symbol, which is seen
+    nowhere. An episode is one frame. By rewards alone, who is asked has to learn each fact by itself.
+
+    Observation [bits + symbols + 2]: the name; the symbol, one-hot; whether it is told; whether it is asked.
+
+    >>> teller, asked = Told(facts=3, role="tell", world=5), Told(facts=3, role="ask", world=5)
+    >>> told = [teller.reset()[0] for _ in range(3)]
+    >>> question, info = asked.reset(seed=0)
+    >>> [int(fact[16:20].argmax()) for fact in told if (fact[:16] == question[:16]).all()] == [info["answer"]]
+    True
+    """
+
+    def __init__(
+        self, *, facts: int = 1000, symbols: int = 4, bits: int = 16, world: int = 0, role: str = "ask"
+    ) -> None:
+        facts = whole_number("facts", facts, 1)
+        self._symbols, self._bits = whole_number("symbols", symbols, 2), whole_number("bits", bits, 1)
+        self._tells = one_of("role", role, ("tell", "ask")) == "tell"
+        generator = np.random.default_rng(whole_number("world", world, 0))
+        self._names = generator.integers(2, size=(facts, self._bits))
+        self._values = generator.integers(self._symbols, size=facts)
+        self._told, self._fact = 0, 0
+        super().__init__(self._bits + self._symbols + 2, self._symbols, 0)
+
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Row, Info]:
+        """Start an episode; with a seed, telling begins anew."""
+        if seed is not None:
+            self._told = 0
+        return super().reset(seed=seed, options=options)
+
+    def draw(self, generator: np.random.Generator) -> int:
+        """Take the next fact, or draw the one that is asked for."""
+        if self._tells:
+            self._fact, self._told = self._told, (self._told + 1) % len(self._values)
+        else:
+            self._fact = int(generator.integers(len(self._values)))
+        return int(self._values[self._fact])
+
+    def show(self, frame: int, row: Row, generator: np.random.Generator) -> None:
+        """Show the fact, or its name."""
+        row[: self._bits] = self._names[self._fact]
+        if self._tells:
+            row[self._bits + self._answer] = row[-2] = 1.0
+        else:
+            row[-1] = 1.0

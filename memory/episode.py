@@ -37,9 +37,9 @@ class EpisodeMemory:
 
     width: numbers in an item. Rows are one number longer if that is odd: positions have as many sines as
     cosines. A chunk can be read from the moment its last step is appended; the steps of the open chunk
-    cannot. features, heads, k, joint: of what reads it, see `ChunkAttention`. random_reads: how many of the
-    k chunks are any, not the best: a chunk that is never opened teaches nobody that it should have been.
-    Which ones, follows from `key` and the time, so that all networks and both back ends open the same.
+    cannot. features, heads, k, joint, alike: of what reads it, see `ChunkAttention`. random_reads: how many
+    of the k chunks are any, not the best: a chunk that is never opened teaches nobody that it should have
+    been. Which ones, follows from `key` and the time, so that all networks and both back ends open the same.
 
     lasting: chunks stay at the end of an episode; the open one goes. guests: how many chunks of others fit
     beside the agent's own (`admit`), in slots after those; the latest replaces the first.
@@ -65,6 +65,7 @@ class EpisodeMemory:
         k: int = 8,
         random_reads: int = 0,
         joint: bool = False,
+        alike: bool = False,
         lasting: bool = False,
         guests: int = 0,
         key: int = 0,
@@ -73,7 +74,7 @@ class EpisodeMemory:
         slots, row = capacity + 1 + guests, width + width % 2
         kind = np.float64 if dtype == torch.float64 else np.float32
         self.item_width, self.features, self.heads, self.k = width, features, heads, k
-        self.random_reads, self.joint, self.lasting = random_reads, joint, lasting
+        self.random_reads, self.joint, self.alike, self.lasting = random_reads, joint, alike, lasting
         self.own_slots = capacity + 1
         self.guest_ids = np.full(guests, -1, np.int64)
         self.admitted = 0  # guests, ever
@@ -99,7 +100,7 @@ class EpisodeMemory:
         length, row = self.shape
         attention = ChunkAttention(
             self.item_width, row, features=self.features, heads=self.heads, length=length, k=self.k,
-            joint=self.joint, generator=generator,
+            joint=self.joint, alike=self.alike, generator=generator,
         )  # fmt: skip
         return EpisodeRead(attention, self)
 

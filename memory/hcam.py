@@ -70,7 +70,8 @@ class ChunkAttention(nn.Module):
     query_width: E, of queries. width: D, of stored steps; even with positions. features: F, of what is read;
     a multiple of `heads`. length: C, steps of a chunk. k: chunks that are read. joint: weigh all steps that
     are read by one softmax for each head, in place of chunks by their summaries; with k = M that is plain
-    attention to every step. implementation: "reference" for the formulas in torch.
+    attention to every step. alike: begin with keys projected as queries are, so that what is like the query
+    is found before anything was learned. implementation: "reference" for the formulas in torch.
 
     Ours, not published; both start as if they were off, and learn by ℓ, so not where `joint` ignores it:
 
@@ -93,6 +94,7 @@ class ChunkAttention(nn.Module):
         k: int = 8,
         positions: bool = True,
         joint: bool = False,
+        alike: bool = False,
         pooling: Literal["mean", "attention"] = "mean",
         age: bool = False,
         implementation: Implementation = "auto",
@@ -111,6 +113,11 @@ class ChunkAttention(nn.Module):
         self.select_key = _weights(width, features, generator)
         self.query, self.query_bias = _weights(query_width, features, generator), _zeros(features)
         self.key = _weights(width, features, generator)  # its bias adds the same to all scores of a softmax
+        if alike:
+            same = min(query_width, width)
+            with torch.no_grad():
+                self.select_key[:same] = self.select_query[:same]
+                self.key[:same] = self.query[:same]
         self.value, self.value_bias = _weights(width, features, generator), _zeros(features)
         self.output, self.output_bias = _weights(features, features, generator), _zeros(features)
         self.pool_query = _zeros(width) if pooling == "attention" else None  # u

@@ -192,6 +192,7 @@ class SharedMemory:
     def counts(self) -> MemoryCounts:
         """Return how many chunks there are, and what has come and gone in this life."""
         return MemoryCounts(
+            self._age,
             len(self.store),
             self.store.capacity,
             dict(self.written),
@@ -202,7 +203,9 @@ class SharedMemory:
 
 
 class MemoryCounts(NamedTuple):
-    """chunks, of capacity; written (by writer), repeated, taken back and given out since it was started."""
+    """chunks, of capacity; and in this life, which is called age: written, by writer, repeated, ..."""
+
+    age: int
 
     chunks: int
     capacity: int

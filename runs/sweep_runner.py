@@ -22,10 +22,10 @@ from streamwise.runs.config import RunConfig
 from streamwise.runs.lock import InUseError
 from streamwise.runs.loop import StopRequest
 from streamwise.runs.recorder import Recorder
-from streamwise.runs.train import train_or_resume
+from streamwise.runs.train import Attach, train_or_resume
 from streamwise.streams import DivergedError, NonFiniteSampleError, UsageError
 
-__all__ = ["Outcome", "Progress", "Runner", "Where"]
+__all__ = ["Outcome", "Progress", "Runner", "Where", "one_line", "warnings_to"]
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,13 @@ class Runner:
         node: str = ray.get_runtime_context().get_node_id()
         return Where(socket.gethostname(), node, os.getpid())
 
-    def run(self, name: str, config: RunConfig[Any], scratch: str | None) -> Outcome:
+    def run(
+        self, name: str, config: RunConfig[Any], scratch: str | None, attach: Attach | None = None
+    ) -> Outcome:
         """Start a run, or go on with it, and return when it ends; whatever ends it is in the outcome.
 
         scratch: the run keeps all it needs in its storage, and works in a temporary folder of this node,
-        inside one of this name; it goes when the run has finished.
+        inside one of this name; it goes when the run has finished. attach: as for `train`.
         """
         if scratch is not None:
             config = replace(config, out=Path(tempfile.gettempdir()) / "streamwise" / scratch / name)
@@ -105,15 +107,15 @@ class Runner:
             return Outcome(seconds=seconds, megabytes=megabytes, began_at=began_at, **found)
 
         try:
-            result = train_or_resume(config, display=display, stop=self._stop)
+            result = train_or_resume(config, display=display, stop=self._stop, attach=attach)
         except (InUseError, CheckpointError, OSError) as error:  # another time it may be otherwise
-            return outcome(error=_one_line(error))
+            return outcome(error=one_line(error))
         except (UsageError, DivergedError, NonFiniteSampleError) as error:
-            return outcome(error=_one_line(error), is_final=True)
+            return outcome(error=one_line(error), is_final=True)
         except Exception as error:  # an environment may raise anything
             with contextlib.suppress(OSError), (directory / "run.log").open("a") as log:
                 traceback.print_exc(file=log)
-            return outcome(error=f"{type(error).__name__}: {_one_line(error)} (see {directory / 'run.log'})")
+            return outcome(error=f"{type(error).__name__}: {one_line(error)} (see {directory / 'run.log'})")
         else:
             if scratch is not None and result.signal is None:
                 shutil.rmtree(directory, ignore_errors=True)
@@ -155,7 +157,7 @@ class _Watch:
         )
 
     def __enter__(self) -> _Watch:
-        self._stack.enter_context(_warnings_to(self._log, self._note))
+        self._stack.enter_context(warnings_to(self._log, self._note))
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -163,7 +165,8 @@ class _Watch:
 
 
 @contextlib.contextmanager
-def _warnings_to(log: Path, note: str) -> Iterator[None]:
+def warnings_to(log: Path, note: str) -> Iterator[None]:
+    """Write warnings to a log, beginning with a line that says who writes."""
     with log.open("a", buffering=1) as file, warnings.catch_warnings():
 
         def show(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -174,5 +177,6 @@ def _warnings_to(log: Path, note: str) -> Iterator[None]:
         yield
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """Return an error's text in one line, or its name if it has none."""
     return " ".join(str(error).split()) or type(error).__name__

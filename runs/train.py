@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,6 +26,7 @@ from streamwise.streams import NonFiniteSampleError, Transition, UsageError
 from streamwise.streams.csv_series import CsvSeriesStream
 
 __all__ = [
+    "Attach",
     "Display",
     "RunResult",
     "fetch",
@@ -59,14 +60,20 @@ class Display(Protocol):
 
 
 NewDisplay = Callable[[str, int, Recorder, str], Display]  # title, steps, recorder, note
+Attach = Callable[[Any, StopRequest], AbstractContextManager[Callable[[], None]]]
 
 
 def train(
-    config: RunConfig[Any], *, display: NewDisplay = ProgressDisplay, stop: StopRequest | None = None
+    config: RunConfig[Any],
+    *,
+    display: NewDisplay = ProgressDisplay,
+    stop: StopRequest | None = None,
+    attach: Attach | None = None,
 ) -> RunResult:
     """Start a run in a new directory. Raises UsageError for what the user can mend.
 
-    stop: ends the run when it is set, in place of SIGINT and SIGTERM.
+    stop: ends the run when it is set, in place of SIGINT and SIGTERM. attach: given the learner, a context
+    for the time of the run, whose value is called after every sample.
     """
     config = config.resolved()
     directory = config.directory
@@ -82,7 +89,7 @@ def train(
     directory.mkdir(parents=True, exist_ok=True)
     with locked(directory):
         save_config(config, directory)
-        return _run(config, source, learner, None, display, stop)
+        return _run(config, source, learner, None, display, stop, attach)
 
 
 def is_unused(directory: Path) -> bool:
@@ -97,6 +104,7 @@ def resume(
     *,
     display: NewDisplay = ProgressDisplay,
     stop: StopRequest | None = None,
+    attach: Attach | None = None,
 ) -> RunResult:
     """Go on with the run in `directory` from its newest whole checkpoint, or from its start if it has none.
 
@@ -120,11 +128,15 @@ def resume(
         source = _open(config)
         learner = restore(checkpoint, backend=config.backend) if checkpoint else _make_learner(config, source)
         save_config(config, directory)
-        return _run(config, source, learner, checkpoint.meta if checkpoint else None, display, stop)
+        return _run(config, source, learner, checkpoint.meta if checkpoint else None, display, stop, attach)
 
 
 def train_or_resume(
-    config: RunConfig[Any], *, display: NewDisplay = ProgressDisplay, stop: StopRequest | None = None
+    config: RunConfig[Any],
+    *,
+    display: NewDisplay = ProgressDisplay,
+    stop: StopRequest | None = None,
+    attach: Attach | None = None,
 ) -> RunResult:
     """Start a run, or go on with it where its directory or its storage holds a part of it.
 
@@ -134,7 +146,7 @@ def train_or_resume(
     if config.storage is not None:
         fetch(config.storage, directory)
     if not (directory / "config.toml").is_file():
-        return train(config, display=display, stop=stop)
+        return train(config, display=display, stop=stop, attach=attach)
     saved = load_config(directory)
     planned = dataclasses.replace(config, steps=saved.steps).resolved()  # settings may depend on the steps
     for field in dataclasses.fields(RunConfig):
@@ -148,7 +160,7 @@ def train_or_resume(
     if (last := checkpoints.last_step()) is not None and last >= config.steps:
         returns = checkpoints.latest().meta["recorder"]["recent_returns"]
         return RunResult(directory, last, sum(returns) / len(returns) if returns else None, None)
-    return resume(directory, config.steps, config.backend, display=display, stop=stop)
+    return resume(directory, config.steps, config.backend, display=display, stop=stop, attach=attach)
 
 
 _MAY_CHANGE = ("out", "storage", "steps", "backend", "checkpoint_every", "keep_checkpoints", "keep_every",
@@ -227,6 +239,7 @@ def _run(
     meta: dict[str, Any] | None,
     new_display: NewDisplay,
     stop: StopRequest | None,
+    attach: Attach | None,
 ) -> RunResult:
     from streamwise.envs import EnvironmentStream
 
@@ -267,10 +280,13 @@ def _run(
             for context in (_torch_for_small_networks(), recorder, display):
                 stack.enter_context(context)
             stop = stop or stack.enter_context(StopRequest().on_signals())
+            learn_one = learner.learn_one
+            if attach is not None:
+                learn_one = _then(learn_one, stack.enter_context(attach(learner, stop)))
             try:
                 step = learn(
                     stream,
-                    learner.learn_one,
+                    learn_one,
                     steps=config.steps,
                     record=record_life if config.episodic_life else recorder.record,
                     checkpoint=save_checkpoint,
@@ -292,6 +308,17 @@ def _run(
         commit()
         stream.close()
     return RunResult(config.directory, step, recorder.mean_return, stop.signal)
+
+
+def _then(learn_one: Callable[[Any], Metrics], turn: Callable[[], None]) -> Callable[[Any], Metrics]:
+    """Return `learn_one` with something that is done after each sample."""
+
+    def learn_and_turn(sample: Any) -> Metrics:
+        metrics = learn_one(sample)
+        turn()
+        return metrics
+
+    return learn_and_turn
 
 
 def _go_on(stream: Any, recorder: Recorder, learner: Any, meta: dict[str, Any]) -> str:

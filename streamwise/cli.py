@@ -125,6 +125,8 @@ class ResumeArguments:
     """The new length of the run, counted from its beginning."""
     backend: Literal["auto", "native", "torch"] | None = None
     """Go on with another back end than before."""
+    workers: int | None = None
+    """Of a run on events: divide its partitions among so many from now on."""
 
 
 def _resume(argv: list[str]) -> int:
@@ -132,12 +134,16 @@ def _resume(argv: list[str]) -> int:
     from streamwise.runs.ingest_config import is_ingest, load_ingest
 
     if is_ingest(arguments.run):
-        from streamwise.runs.ingest import resume_ingest
         from streamwise.streams import UsageError
 
         if arguments.steps is not None or arguments.backend is not None:
             raise UsageError("--steps and --backend are for agents; this is a run on events.")
-        return _finish_ingest(resume_ingest(arguments.run), load_ingest(arguments.run).time_unit)
+        saved = load_ingest(arguments.run)
+        return _run_ingest(saved if arguments.workers is None else saved.with_workers(arguments.workers))
+    if arguments.workers is not None:
+        from streamwise.streams import UsageError
+
+        raise UsageError("--workers divide the partitions of a run on events; this one is for agents.")
     from streamwise.runs.train import resume
 
     return _finish(resume(arguments.run, arguments.steps, arguments.backend))
@@ -152,6 +158,7 @@ INGEST_HELP = """
     streamwise ingest file:events.csv.gz
     streamwise ingest 'file:log.jsonl?time=ts&unit=ms&type=action&key=user.id' --follow --model hawkes
     streamwise ingest kafka://localhost:9092/clicks --serve 8000
+    streamwise ingest kafka://localhost:9092/clicks --workers 4
     streamwise ingest synthetic:hawkes --model poisson
     """
 
@@ -172,9 +179,18 @@ def _ingest(argv: list[str]) -> int:
     )
     kind: Any = IngestConfig[type(settings)]  # type: ignore[misc]  # known only now that the model is
     config: IngestConfig[Any] = _parse(kind, "ingest", argv, help_text, default)
-    from streamwise.runs.ingest import ingest
+    return _run_ingest(config)
 
-    return _finish_ingest(ingest(config), config.time_unit)
+
+def _run_ingest(config: IngestConfig[Any]) -> int:
+    from streamwise.runs.ingest import ingest
+    from streamwise.runs.partitions import is_partitioned
+
+    if config.workers == 1 and not is_partitioned(config.directory):
+        return _finish_ingest(ingest(config), config.time_unit)
+    from streamwise.runs.partitioned import ingest_partitioned
+
+    return _finish_ingest(ingest_partitioned(config), config.time_unit)
 
 
 def _finish_ingest(result: IngestResult, time_unit: float) -> int:
@@ -338,6 +354,94 @@ def _sweep(argv: list[str]) -> int:
     return 1 if result.failed else 0
 
 
+@dataclass(frozen=True)
+class UpArguments:
+    """Run a live system: learners of both kinds, each on its own stream, that may share memories.
+
+    SPEC is a .toml file that names streams, learners, memories, and who reads and writes what, the name of
+    one that comes with streamwise, or the directory of a system to go on with. Each learner is a process; one
+    that dies goes on from its checkpoint, and the same command goes on with the whole. docs/systems.md has
+    the keys of the file, and what is guaranteed.
+
+    streamwise up told
+    streamwise up system.toml --out outputs/live --address auto
+    streamwise up outputs/live
+    """
+
+    spec: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SPEC")]
+    """What to run."""
+    out: Path | None = None
+    """The directory of the system. Unset: outputs/<name of the system>."""
+    address: str | None = None
+    """A Ray cluster: HOST:PORT, or auto. Every node has to see --out. Unset: this machine alone."""
+    max_failures: int = 10
+    """Give a learner up after so many failures in a row without a new checkpoint between them."""
+    until_end: bool = False
+    """Learn events to where their sources end now, instead of waiting for more."""
+    check: bool = False
+    """Print who learns from what and shares what, and run nothing."""
+
+
+def _up(argv: list[str]) -> int:
+    from streamwise.runs.up_spec import load_system, system_names, wiring
+
+    names = f"\n\nSystems that come with streamwise: {', '.join(system_names())}."
+    arguments = _parse(UpArguments, "up", argv, inspect.cleandoc(UpArguments.__doc__ or "") + names)
+    from streamwise.streams import UsageError
+
+    if arguments.max_failures < 0:
+        raise UsageError(f"--max-failures is {arguments.max_failures}; use 0 or more.")
+    spec = load_system(arguments.spec)
+    if arguments.check:
+        print("\n".join(wiring(spec)))
+        return 0
+    of_directory = Path(arguments.spec) if Path(arguments.spec).is_dir() else None
+    out = arguments.out or of_directory or Path("outputs") / spec.name
+    from streamwise.runs.up import UpOptions, run_system
+
+    options = UpOptions(
+        out, arguments.address, max_failures=arguments.max_failures, until_end=arguments.until_end
+    )
+    result = run_system(spec, options)
+    for name, state in result.states.items():
+        print(f"{name}: {state}{': ' + result.failed[name] if name in result.failed else ''}")
+    print(f"system: {out}")
+    if result.signal is not None:
+        print(f"go on:  streamwise up {out}")
+        return 128 + result.signal
+    return 1 if result.failed else 0
+
+
+@dataclass(frozen=True)
+class StatusArguments:
+    """Show how a live system is: each learner's step, speed, score, lag and restarts, and the memories.
+
+    streamwise status outputs/live
+    streamwise status outputs/live --watch
+    streamwise status outputs/live --json
+    """
+
+    system: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SYSTEM_DIR")]
+    """The directory of the system."""
+    json: bool = False
+    """Print one line of JSON."""
+    watch: bool = False
+    """Show it again every second, until Ctrl-C."""
+
+
+def _status(argv: list[str]) -> int:
+    arguments = _parse(StatusArguments, "status", argv)
+    from streamwise.runs.up_status import print_status, read_status
+
+    if arguments.json:
+        import json
+
+        print(json.dumps(read_status(arguments.system), allow_nan=False))
+        return 0
+    print_status(arguments.system, watch=arguments.watch)
+    return 0
+
+
 TASKS_HELP = """
     Divide a stream into tasks, and compare what methods learn, keep and forget from one to the next.
 
@@ -444,13 +548,20 @@ class CheckpointsArguments:
 def _checkpoints(argv: list[str]) -> int:
     arguments = _parse(CheckpointsArguments, "checkpoints", argv)
     from streamwise.runs.checkpoint import Checkpoints
+    from streamwise.runs.ingest import worker_directories
+    from streamwise.runs.ingest_config import is_ingest
 
-    checkpoints = Checkpoints.of(arguments.run)
-    found = list(checkpoints.check())
-    print(f"{len(found)} in {checkpoints.storage.describe('')}")
-    for step, size, wrong in found:
-        print(f"step {step:>12,}  {size / 1e6:>8,.2f} MB  {wrong or 'whole'}")
-    return 1 if any(wrong for _, _, wrong in found) else 0
+    is_damaged = False
+    for directory in worker_directories(arguments.run):
+        if directory != arguments.run and not is_ingest(directory):  # a worker that has not begun
+            continue
+        checkpoints = Checkpoints.of(directory)
+        found = list(checkpoints.check())
+        print(f"{len(found)} in {checkpoints.storage.describe('')}")
+        for step, size, wrong in found:
+            print(f"step {step:>12,}  {size / 1e6:>8,.2f} MB  {wrong or 'whole'}")
+        is_damaged |= any(wrong for _, _, wrong in found)
+    return 1 if is_damaged else 0
 
 
 @dataclass(frozen=True)
@@ -523,7 +634,8 @@ class BenchArguments:
 
     name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
     """step (speed), returns (learning results), prediction (time series), ingest (events), soak (kills),
-    tpp (speed of PromptTPP), live-tpp (of it live), event-ablations (its parts), regimes, prompt-figures."""
+    tpp (speed of PromptTPP), live-tpp (of it live), event-ablations (its parts), regimes, prompt-figures,
+    partitioned-ingest (events, several workers)."""
 
 
 def _bench(argv: list[str]) -> int:
@@ -580,6 +692,8 @@ COMMANDS = {
     "predict": Command("predict a key's next event", _predict),
     "resume": Command("go on with an interrupted run, or extend a finished one", _resume),
     "sweep": Command("run environments, agents and seeds on all cores, or on a Ray cluster", _sweep),
+    "up": Command("run a live system: many learners, their streams and shared memories", _up),
+    "status": Command("show how a live system is", _status),
     "tasks": Command("divide a stream into tasks: what methods learn, keep and forget", _tasks),
     "evaluate": Command("play episodes with a trained policy; make a video", _evaluate),
     "checkpoints": Command("list a run's checkpoints and check them", _checkpoints),

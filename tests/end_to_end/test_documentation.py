@@ -12,6 +12,7 @@ from streamwise.agents import AGENTS
 from streamwise.cli import COMMANDS
 from streamwise.runs.config import preset_names
 from streamwise.runs.sweep_spec import load_sweep, sweep_names
+from streamwise.runs.up_spec import load_system, system_names, wiring
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -53,6 +54,14 @@ def test_the_specification_that_the_manual_shows_is_one(tmp_path):
     spec = load_sweep(str(tmp_path / "spec.toml"))
     assert (spec.name, len(spec.runs)) == ("comparison", 2 * 2 * 2 * 5 + 1)
     assert spec.resources.custom == {"big": 1.0}
+
+
+def test_the_system_that_the_manual_shows_is_one(tmp_path):
+    text = (ROOT / "docs" / "systems.md").read_text()
+    (shown,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "system.toml").write_text(shown)
+    assert "\n".join(wiring(load_system(str(tmp_path / "system.toml")))) in text
+    assert all(f"streamwise up {name}" in text for name in system_names())
 
 
 def test_the_manual_names_every_sweep_that_comes_along():

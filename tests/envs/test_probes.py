@@ -18,6 +18,7 @@ from streamwise.envs.probes import (
     PairRecall,
     ShellGame,
     TMaze,
+    Told,
 )
 from streamwise.envs.routes import GraphRoutes, distances_to, draw_graph
 from streamwise.streams import UsageError
@@ -39,6 +40,7 @@ PROBES: dict[type, Any] = {  # options of each that make a short episode
     Naming: st.fixed_dictionaries(
         {"objects": st.integers(2, 4), "distractors": st.lists(st.integers(0, 3), min_size=1, max_size=3)}
     ),
+    Told: st.fixed_dictionaries({"facts": st.integers(1, 5), "role": st.just("tell")}),
 }
 each_probe = pytest.mark.parametrize("kind", PROBES, ids=lambda kind: kind.__name__)
 
@@ -71,6 +73,8 @@ def remembered(env: Any, seen: list[Any]) -> int:
             return hot(before[0][:-2])
         case TMaze():
             return hot(before[0][:2])
+        case Told():
+            return hot(question[-2 - actions : -2])
         case PairRecall():
             keys = len(question) - actions - 2
             shown = {hot(row[:keys]): hot(row[keys:-2]) for row in before if row[-2]}
@@ -364,3 +368,21 @@ def test_a_goal_is_never_where_one_stands_and_graphs_differ():
         assert info["node"] != info["goal"]
         graphs.add(info["exits"].tobytes())
     assert len(graphs) == 30
+
+
+def test_who_was_told_every_fact_of_a_world_knows_what_is_asked_and_another_world_has_others():
+    teller, asked = Told(facts=50, world=3, role="tell"), Told(facts=50, world=3)
+    told = {}
+    for _ in range(50):
+        fact, info = teller.reset()
+        told[tuple(fact[:16])] = hot(fact[16:20])
+        assert info["answer"] == told[tuple(fact[:16])]
+    assert len(told) == 50
+    for episode in range(200):
+        question, info = asked.reset(seed=None if episode else 1)
+        assert told[tuple(question[:16])] == info["answer"]
+        assert not question[16:20].any()
+    elsewhere, _ = Told(facts=50, world=4, role="tell").reset()
+    assert tuple(elsewhere[:16]) not in told
+    with pytest.raises(UsageError, match="role is 'listen'; give one of: tell, ask"):
+        Told(role="listen")

@@ -183,6 +183,26 @@ def test_weights_begin_with_the_published_variance():
         assert weights.abs().max() <= 2.0 * math.sqrt(2.0 / 200.0) / 0.8796
 
 
+@pytest.mark.parametrize("width", [8, 10])
+def test_keys_that_begin_alike_find_what_is_like_the_query(width):
+    """What is looked for is among many that are not like it; queries may be narrower than what is stored."""
+    generator = torch.Generator().manual_seed(0)
+    items = torch.randn(200, 8, generator=generator)
+    items = 3.0 * items / items.norm(dim=1, keepdim=True)
+    contents = torch.nn.functional.pad(items, (0, width - 8))[None, :, None]
+    summaries = contents[:, :, 0]
+    found = {}
+    for alike in (False, True):
+        module = ChunkAttention(
+            8, width, features=256, heads=2, length=1, k=1, alike=alike, positions=False,
+            generator=torch.Generator().manual_seed(1),
+        )  # fmt: skip
+        slots, _ = module.select(items[None], summaries)
+        found[alike] = (slots[0, :, 0] == torch.arange(200)).float().mean().item()
+    assert found[True] > 0.95
+    assert found[False] < 0.1
+
+
 def test_settings_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="multiple of heads"):
         ChunkAttention(4, 4, features=10, heads=3)

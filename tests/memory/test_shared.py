@@ -1,4 +1,4 @@
-"""One memory of several learners: each chunk is there once, whoever is killed; lost futures are taken back."""
+"""One memory of several learners: each chunk is there once, whoever is killed; lost futures go."""
 
 from __future__ import annotations
 
