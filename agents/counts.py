@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from streamwise.agents.event_merge import Layout, regrouped
 from streamwise.agents.event_model import CLOCK, Array, EventSettings, Score, StatisticalModel
 from streamwise.streams import UsageError
 
@@ -125,6 +126,25 @@ class Counts(StatisticalModel):
             "gap_pull": c.gap_pull,
             "share": c.share,
         }
+
+    def layouts(self) -> dict[str, Layout]:
+        """Return that counts are added, and weights of experts averaged."""
+        types = self.config.types
+        return {
+            "global_types": Layout("counts", {1: 0}),
+            "after_one": Layout("counts", {0: 0, 1: 0}),
+            "after_two": Layout("counts", {0: 0, 1: 0, 2: 0}, (types, types, types + 1)),
+            "global_gaps": Layout("counts"),
+            "gaps_after": Layout("counts", {0: 0}),
+            "gaps_like": Layout("counts"),
+            "type_weights": Layout("means"),
+            "gap_weights": Layout("means"),
+        }
+
+    def renumber_rows(self, rows: NDArray[Any], numbering: NDArray[np.int64]) -> None:
+        """Give the types in the states of keys other numbers."""
+        super().renumber_rows(rows, numbering)
+        rows["types"] = regrouped(rows["types"], numbering)
 
     def _type_experts(self, row: Any) -> Array:
         """Return what each expert says of each type, [4, classes]."""

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from streamwise.agents.event_merge import Layout, Part
 from streamwise.agents.generator import CounterGenerator
 from streamwise.agents.learner import Metrics, State
 from streamwise.kernels import native_info
@@ -178,6 +179,30 @@ class EventModel(ABC):
     @abstractmethod
     def _intensities(self, row: Any, gaps: Array) -> tuple[Array, Array]:
         """Return λ_k at some gaps after the key's last event, [gaps, classes], and Λ up to them, [gaps]."""
+
+    @abstractmethod
+    def layouts(self) -> dict[str, Layout]:
+        """Return how `arrays` are numbered, but for `seen`, and how those of several models become one."""
+
+    def common(self) -> dict[str, Array]:
+        """Return `arrays` in units that are the same for all models of these settings."""
+        return self.arrays
+
+    def settle(self, parts: Sequence[Part], heaviest: int) -> None:
+        """Make whole what follows from other arrays, after these were put in place of what there was.
+
+        parts: the models that were merged, and which has learned most; none where models are kept alike.
+        """
+        return
+
+    def renumber_rows(self, rows: NDArray[Any], numbering: NDArray[np.int64]) -> None:
+        """Give the types in the states of keys other numbers."""
+        for name in ("last_type", "type_before"):
+            rows[name] = numbering[rows[name]]
+
+    def receive_rows(self, rows: NDArray[Any]) -> None:
+        """Make states of keys of another model one's own."""
+        return
 
     # Learning.
 

@@ -20,11 +20,14 @@ Jordan (1996) for the step as a gradient's.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from streamwise.agents.event_merge import Layout, Part, regrouped
 from streamwise.agents.event_model import CLOCK, Array, EventSettings, Score, StatisticalModel
 from streamwise.streams import UsageError
 
@@ -124,6 +127,32 @@ class Hawkes(StatisticalModel):
             "warm_up": c.warm_up,
             **self.imagined,
         }
+
+    def layouts(self) -> dict[str, Layout]:
+        """Return that all is summed, in units of the newest event."""
+        return {
+            "base_sum": Layout("sums", {0: 0}),
+            "child_sum": Layout("sums", {1: 0, 2: 0}),
+            "child_total": Layout("sums", {1: 0}),
+            "pulse_exposure": Layout("sums", {1: 0}),
+            "progress": Layout("sums"),
+        }
+
+    def common(self) -> dict[str, Array]:
+        """Return `arrays` as they are where the newest event weighs 1."""
+        (exposure, weight, events), arrays = self.arrays["progress"], self.arrays
+        scaled = {name: arrays[name] / weight for name in self.layouts()}
+        return {**scaled, "progress": np.array([exposure / weight, 1.0, events])}
+
+    def settle(self, parts: Sequence[Part], heaviest: int) -> None:
+        """Add up the children of those types that have a probability here."""
+        self.arrays["progress"][1] = 1.0
+        self.arrays["child_total"][:] = self.arrays["child_sum"][:, :, : self.classes].sum(2)
+
+    def renumber_rows(self, rows: NDArray[Any], numbering: NDArray[np.int64]) -> None:
+        """Give the types in the states of keys other numbers."""
+        super().renumber_rows(rows, numbering)
+        rows["pulses"] = regrouped(rows["pulses"], numbering)
 
     @property
     def base_rates(self) -> Array:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from streamwise.agents.event_merge import Layout
 from streamwise.agents.event_model import CLOCK, Array, EventSettings, Score, StatisticalModel
 
 __all__ = ["Poisson", "PoissonConfig"]
@@ -55,6 +56,10 @@ class Poisson(StatisticalModel):
     def _native_spec(self) -> tuple[str, dict[str, Any]]:
         c = self.config
         return "PoissonModel", {"memory": c.memory, "prior_gap": c.prior_gap, "type_prior": c.type_prior}
+
+    def layouts(self) -> dict[str, Layout]:
+        """Return that all is counted."""
+        return {"type_counts": Layout("counts", {0: 0}), "gaps": Layout("counts")}
 
     @property
     def rate(self) -> float:

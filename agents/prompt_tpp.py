@@ -39,6 +39,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from streamwise.agents.event_merge import Layout, Part
 from streamwise.agents.event_model import CLOCK, Array, EventModel, Score
 from streamwise.agents.generator import draws, mix
 from streamwise.agents.learner import State
@@ -189,6 +190,70 @@ class PromptTPP(EventModel):
                 )
             },
         }  # fmt: skip
+
+    # Several models.
+
+    def layouts(self) -> dict[str, Layout]:
+        """Return that weights and their moments are averaged, and the rest as the floors' models have it."""
+        c, shapes = self.config, self.network.shapes
+        counts_from = c.heads * c.width + 2 * self.network.inputs - c.width  # in the decoder's features
+        by_type = {
+            "embedding": {0: 0}, "type_out": {1: 0}, "type_bias": {0: 0}, "head": {1: 0}, "head_bias": {0: 0},
+            "sharpness": {0: 0}, "hidden": {0: counts_from},
+        }  # fmt: skip
+        parts = tuple((shape, by_type.get(name, {})) for name, shape in shapes.items() if math.prod(shape))
+        return {
+            **{
+                f"{model.name}.{name}": layout
+                for model in self.floors.models
+                for name, layout in model.layouts().items()
+            },
+            "floor_weights": Layout("means"),
+            "forecast_weights": Layout("means"),
+            **dict.fromkeys(("weights", "first_moment", "second_moment"), Layout("means", parts=parts)),
+            "gradients": Layout("open", parts=parts),
+            "prompt_gradients": Layout("open"),
+            "progress": Layout("own"),
+            "usage": Layout("own"),
+            "cache": Layout("empty"),
+            "cached": Layout("empty"),
+        }
+
+    def common(self) -> dict[str, Array]:
+        """Return `arrays` in units that are the same for all models of these settings."""
+        of_hawkes = {f"{self.hawkes.name}.{name}": array for name, array in self.hawkes.common().items()}
+        return {**self.arrays, **{name: array for name, array in of_hawkes.items() if name in self.arrays}}
+
+    def settle(self, parts: Sequence[Part], heaviest: int) -> None:
+        """Put counters right, and tell the native kernel that parameters have changed."""
+        self.hawkes.settle(parts, heaviest)
+        if parts:
+            models = [part.model for part in parts]
+            counters = [model._progress for model in models if isinstance(model, PromptTPP)]
+            shares = [part.share for part in parts]
+            for name in ("in_group", "silence"):
+                self._progress[name] = sum(s * c[name] for s, c in zip(shares, counters, strict=True))
+            self._progress["in_group"] = float(round(self._progress["in_group"]))
+            self._progress["serials"] = max(counter["serials"] for counter in counters)
+            first = models[heaviest]
+            assert isinstance(first, PromptTPP)
+            self.watched = list(first.watched)  # their keys come along
+        if self.native is not None:
+            self.native.refresh()
+
+    def renumber_rows(self, rows: NDArray[Any], numbering: NDArray[np.int64]) -> None:
+        """Give the types in the states of keys other numbers."""
+        super().renumber_rows(rows, numbering)
+        rows["kinds"] = numbering[rows["kinds"]]
+        rows["history"][..., 0] = numbering[rows["history"][..., 0]]
+        for model in self.floors.models:
+            model.renumber_rows(rows[model.name], numbering)
+
+    def receive_rows(self, rows: NDArray[Any]) -> None:
+        """Give keys serial numbers of this model: what its cache has of others of these is not theirs."""
+        first = int(self._progress["serials"]) + 1
+        rows["serial"] = np.where(rows["serial"] > 0, first + np.arange(len(rows)), 0)
+        self._progress["serials"] = float(first + len(rows) - 1)
 
     # What a key leaves behind.
 

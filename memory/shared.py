@@ -23,6 +23,7 @@ writer does not overwrite it (`MemoryLink.turn` waits), so that none is lost how
 
 from __future__ import annotations
 
+import os
 import secrets
 import threading
 from collections import deque
@@ -193,6 +194,7 @@ class SharedMemory:
         """Return how many chunks there are, and what has come and gone in this life."""
         return MemoryCounts(
             self._age,
+            os.getpid(),
             len(self.store),
             self.store.capacity,
             dict(self.written),
@@ -206,7 +208,7 @@ class MemoryCounts(NamedTuple):
     """chunks, of capacity; and in this life, which is called age: written, by writer, repeated, ..."""
 
     age: int
-
+    process: int
     chunks: int
     capacity: int
     written: dict[str, int]

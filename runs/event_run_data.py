@@ -17,6 +17,8 @@ from streamwise.runs.checkpoint import CheckpointError
 from streamwise.runs.config import read_toml
 from streamwise.runs.ingest import load_model
 from streamwise.runs.ingest_config import IngestConfig, is_ingest, load_ingest
+from streamwise.runs.merged_run import read_merged
+from streamwise.runs.partitions import is_partitioned
 from streamwise.runs.prequential import PIT_BINS, baselines, own_scores
 from streamwise.runs.run_data import Array, read_columns, setting_text
 from streamwise.runs.statistics import bootstrap_interval
@@ -263,6 +265,8 @@ def _read(path: Path) -> EventRun:
     if not is_ingest(path):
         raise UsageError(f"{path} is no run of `streamwise ingest`; draw it apart, or leave it out.")
     config = load_ingest(path)
+    if is_partitioned(path):
+        return _read_merged(path, config)
     rows = read_columns(path / "metrics.parquet", COLUMNS)
     if not len(rows["step"]):
         raise UsageError(f"{path} has no rows of metrics yet; let it go on for a minute, or to its end.")
@@ -291,6 +295,37 @@ def _read(path: Path) -> EventRun:
         run.influence = Influence(model.base_rates[:seen], model.excitation[:, :seen, :seen], scales)
     model.close()
     return run
+
+
+def _read_merged(path: Path, config: IngestConfig[Any]) -> EventRun:
+    """Read a run of several workers as one."""
+    merged = read_merged(path)
+    if not merged.rows or merged.past.scores is None:
+        raise UsageError(f"{path} has no rows of metrics yet; let it go on for a minute, or to its end.")
+    names = dict.fromkeys(name for row in merged.rows for name in row)
+    rows = {name: np.array([row.get(name, math.nan) for row in merged.rows], np.float64) for name in names}
+    scores = merged.past.scores
+    meta = {
+        "recorder": {"scores": scores, "first_time": merged.past.first_time},
+        "position": {
+            "last": [merged.newest, ""],
+            "records": merged.records,
+            "dead_letters": {"counts": merged.past.dead_letters},
+        },
+    }
+    return EventRun(
+        path,
+        config,
+        read_toml(path / "config.toml"),
+        rows,
+        meta=meta,
+        names=list(merged.past.names),
+        by_type=np.array(scores["by_type"], np.float64).reshape(-1, 4),
+        by_activity=np.array(scores["by_activity"], np.float64).reshape(-1, 4),
+        by_confidence=np.array(scores["by_confidence"], np.float64),
+        pit=np.array(scores["pit"], np.float64),
+        statistics=[name for name in merged.statistics if name in rows],
+    )
 
 
 def plain(text: str, length: int = 40) -> str:

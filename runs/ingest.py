@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from streamwise.runs.event_recorder import EventRecorder
 from streamwise.runs.ingest_config import FIXED, IngestConfig, is_ingest, load_ingest, save_ingest
 from streamwise.runs.lock import locked
 from streamwise.runs.loop import StopRequest, learn
+from streamwise.runs.partitions import is_partitioned, learned_before, load_arrangement, worker_directory
 from streamwise.runs.saver import Saver
 from streamwise.runs.train import is_unused
 from streamwise.streams import UsageError
@@ -28,7 +30,16 @@ from streamwise.streams.dead_letters import DeadLetterLog
 from streamwise.streams.event_stream import EventBatch, EventStream
 from streamwise.streams.sources import open_source
 
-__all__ = ["IngestResult", "LiveRun", "ingest", "load_model", "predict", "resume_ingest"]
+__all__ = [
+    "IngestResult",
+    "LiveRun",
+    "check_same",
+    "ingest",
+    "load_model",
+    "predict",
+    "resume_ingest",
+    "worker_directories",
+]
 
 
 _REST = ("dead_letters.jsonl", "keys.sqlite", "keys.sqlite-wal", "keys.sqlite-shm", "metrics.parquet")
@@ -71,6 +82,8 @@ def ingest(
     """
     config = config.resolved()
     directory = config.directory
+    if config.workers > 1 or is_partitioned(directory):
+        raise UsageError(f"{directory} is of several workers; give it to ingest_partitioned.")
     if directory.exists() and not is_ingest(directory) and not is_unused(directory):
         raise UsageError(f"{directory} already exists and holds no run on events; give another --out.")
     directory.mkdir(parents=True, exist_ok=True)
@@ -79,11 +92,11 @@ def ingest(
         checkpoints.mend()
         checkpoint = checkpoints.latest() if checkpoints.names() else None
         if checkpoint is not None:  # without one, it is as if the run had not begun
-            _check_same(load_ingest(directory), config)
+            check_same(load_ingest(directory), config)
         return _run(config, checkpoints, checkpoint, display, stop, on_start)
 
 
-def _check_same(saved: IngestConfig[Any], given: IngestConfig[Any]) -> None:
+def check_same(saved: IngestConfig[Any], given: IngestConfig[Any]) -> None:
     """Raise UsageError if what is learned would change in the middle of a run."""
     pairs = [(name, getattr(saved, name), getattr(given, name)) for name in FIXED]
     if saved.model == given.model:
@@ -113,9 +126,13 @@ def _run(
     directory = config.directory
     with ExitStack() as stack:
         sources = []
-        for url in config.sources:
+        for number, url in enumerate(config.sources):
             source = open_source(
-                url, follow=config.follow, until_end=config.until_end, group=f"streamwise-{directory.name}"
+                url,
+                follow=config.follow,
+                until_end=config.until_end,
+                group=f"streamwise-{config.group}",
+                only=config.partitions_of(number),
             )
             stack.callback(source.close)
             sources.append(source)
@@ -136,11 +153,13 @@ def _run(
             idle_seconds=config.idle_seconds,
             until_end=config.until_end,
             most=config.events,
+            numbered=True if config.partitions is not None else None,
         )
         model = event_model_class(config.model)(
             config.settings, backend=config.backend, keys_path=directory / "keys.sqlite"
         )
         stack.callback(model.close)
+        stream.last_time_of = lambda key: _last_time(model, key)
         recorder = stack.enter_context(
             EventRecorder(directory, model, stream, interval=config.interval, time_unit=config.time_unit)
         )
@@ -236,6 +255,11 @@ def _run(
         return IngestResult(directory, step, recorder.scores.scores(), dict(dead_letters.counts), stop.signal)
 
 
+def _last_time(model: EventModel, key: str) -> float:
+    row = model.keys.find(key)
+    return -math.inf if row is None else float(row["last_time"])
+
+
 def _kafka_letters(config: IngestConfig[Any], stack: ExitStack) -> Callable[[bytes], None] | None:
     if config.dead_letters is None:
         return None
@@ -271,8 +295,24 @@ def _backend_of(model: EventModel) -> str:
     return "native back end"
 
 
+def worker_directories(directory: Path) -> list[Path]:
+    """Return the run directories that one consists of: those of its workers, or itself."""
+    if not is_partitioned(directory):
+        return [directory]
+    arrangement = load_arrangement(directory)
+    return [worker_directory(directory, arrangement, i) for i in range(len(arrangement.workers))]
+
+
 def load_model(directory: Path) -> tuple[EventModel, Checkpoint]:
-    """Return the model of a run's newest checkpoint, to look at beside a run that may be going on."""
+    """Return the model of a run's newest checkpoint, to look at beside a run that may be going on.
+
+    Raises UsageError for a run of several workers, whose models are theirs.
+    """
+    if is_partitioned(directory):
+        raise UsageError(
+            f"{directory} has a model for each of its workers; name one, such as "
+            f"{worker_directories(directory)[0]}."
+        )
     config = load_ingest(directory)
     checkpoint = Checkpoints.of(config).latest()
     model: EventModel = event_model_class(config.model)(
@@ -287,12 +327,30 @@ def predict(
 ) -> tuple[Prediction, Checkpoint]:
     """Predict the next event of a key from a run's newest checkpoint.
 
-    now: seconds, in the events' own time; by default how far the stream had come. Raises UsageError.
+    now: seconds, in the events' own time; by default how far the stream had come. Of several workers that one
+    is asked which has seen the key last. Raises UsageError.
     """
+    if is_partitioned(directory):
+        directory = _knowing(worker_directories(directory), key)
     model, checkpoint = load_model(directory)
+    step = checkpoint.meta["step"] + round(learned_before(directory))
+    checkpoint = dataclasses.replace(checkpoint, meta={**checkpoint.meta, "step": step})
     partitions = checkpoint.meta["position"]["partitions"].values()
     row = model.keys.find(key)
     if now is None and row is not None:
         known = [p["watermark"] for p in partitions if p["watermark"] is not None]
         now = max([float(row["last_time"]), *([min(known)] if known else [])])
     return model.predict_one(key, now=now, horizon=horizon), checkpoint
+
+
+def _knowing(directories: Sequence[Path], key: str) -> Path:
+    """Return the worker's directory whose newest checkpoint knows the latest event of a key."""
+    begun = [path for path in directories if is_ingest(path) and Checkpoints.of(path).names()]
+    last_times = {}
+    for path in begun:
+        model, _ = load_model(path)
+        last_times[path] = _last_time(model, key)
+        model.close()
+    if not begun:
+        raise UsageError(f"{directories[0].parents[1]} holds no checkpoint yet.")
+    return max(last_times, key=lambda path: last_times[path])

@@ -71,6 +71,16 @@ class IngestConfig(Generic[Settings]):
     """Serve metrics alone to Prometheus on this port. Unset: no."""
     host: str = "127.0.0.1"
     """The address that --serve and --metrics-port listen on. Unset: this machine alone."""
+    workers: int = 1
+    """Processes that partitions are divided among, each with a model of its own; more than one use Ray."""
+    sync: str | None = None
+    """average:SECONDS makes the workers' models alike so often. Unset: each knows its own partitions."""
+    address: str | None = None
+    """A Ray cluster for the workers: HOST:PORT, or auto; its nodes have to see --out. Unset: this machine."""
+    max_failures: int = 3
+    """A worker lost so many times in a row without a new checkpoint leaves its partitions to the others."""
+    partitions: Annotated[tuple[str, ...] | None, tyro.conf.Suppress] = None
+    """What a worker reads, as SOURCE NUMBER:PARTITION. Unset: everything."""
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -82,7 +92,7 @@ class IngestConfig(Generic[Settings]):
         lowest = {
             "events": 1, "buffer": 1, "max_dead_letters": 0, "keep_checkpoints": 1, "interval": 1,
             "lateness": 0.0, "idle_seconds": 0.0, "checkpoint_seconds": 0.01, "time_unit": 1e-9,
-            "serve": 0, "metrics_port": 0,
+            "serve": 0, "metrics_port": 0, "workers": 1, "max_failures": 0,
         }  # fmt: skip
         for name, low in lowest.items():
             value = getattr(self, name)
@@ -94,6 +104,37 @@ class IngestConfig(Generic[Settings]):
                 raise UsageError(f"--{name.replace('_', '-')} is no port; use one below 65,536.")
         if self.dead_letters is not None and not self.dead_letters.startswith("kafka://"):
             raise UsageError(f"--dead-letters is {self.dead_letters}; give kafka://BROKER/TOPIC.")
+        self._check_workers()
+
+    def _check_workers(self) -> None:
+        """Raise UsageError for what does not go together with several workers, or with one."""
+        if self.sync_seconds is not None and self.workers == 1:
+            raise UsageError("--sync makes several workers alike; give --workers, too.")
+        if self.address is not None and self.workers == 1:
+            raise UsageError("--address is where workers run; give --workers, too.")
+        if self.workers == 1:
+            return
+        if any(source.startswith("stdin:") for source in self.sources):
+            raise UsageError("a pipe is a single partition, of this process; leave --workers out.")
+        if self.events is not None:
+            raise UsageError("--events counts one stream, and --workers make several; leave it out.")
+        for name in ("serve", "metrics_port"):
+            if getattr(self, name) is not None:
+                raise UsageError(f"--{name.replace('_', '-')} shows one stream; leave it out, or --workers.")
+
+    @property
+    def sync_seconds(self) -> float | None:
+        """Seconds between two averages; None if there are none. Raises UsageError."""
+        if self.sync is None:
+            return None
+        how, _, seconds = self.sync.partition(":")
+        try:
+            found = float(seconds)
+        except ValueError:
+            found = 0.0
+        if how != "average" or not 0.1 <= found < math.inf:
+            raise UsageError(f"--sync is {self.sync}; write average:SECONDS, such as average:10.")
+        return found
 
     @property
     def directory(self) -> Path:
@@ -104,6 +145,24 @@ class IngestConfig(Generic[Settings]):
         names = [re.sub(r"[^A-Za-z0-9.-]+", "-", name.rpartition("/")[2]) for name in names]
         return Path("outputs") / f"{'-'.join(names).replace('synthetic-', '').strip('-.')}-{self.model}"
 
+    def with_workers(self, workers: int) -> IngestConfig[Settings]:
+        """Return this configuration for so many workers; one has nobody to be alike with."""
+        if workers > 1:
+            return dataclasses.replace(self, workers=workers)
+        return dataclasses.replace(self, workers=workers, sync=None, address=None)
+
+    @property
+    def group(self) -> str:
+        """What brokers know the run by: its name, which its workers share."""
+        return (self.directory if self.partitions is None else self.directory.parents[1]).name
+
+    def partitions_of(self, source: int) -> tuple[str, ...] | None:
+        """Return which partitions of a source are read; None for all of them."""
+        if self.partitions is None:
+            return None
+        found = (label.partition(":") for label in self.partitions)
+        return tuple(name for number, _, name in found if int(number) == source)
+
     def resolved(self) -> IngestConfig[Settings]:
         """Return this configuration as it means the same from any folder."""
         letters = None if self.dead_letters is None else resolved_url(self.dead_letters)
@@ -112,7 +171,7 @@ class IngestConfig(Generic[Settings]):
 
 
 # What may not differ in a run that is gone on with, besides the model's settings: it decides what is learned.
-FIXED = ("sources", "model", "lateness", "buffer", "interval", "time_unit")
+FIXED = ("sources", "partitions", "model", "lateness", "buffer", "interval", "time_unit")
 
 
 def is_ingest(directory: Path) -> bool:
@@ -144,6 +203,9 @@ def load_ingest(directory: Path) -> IngestConfig[Any]:
         given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     settings = settings_of(kind, given, table.get("model", "counts"), path)
     try:
-        return IngestConfig(**{**table, "sources": tuple(table["sources"])}, settings=settings, out=directory)
+        for name in ("sources", "partitions"):
+            if name in table:
+                table[name] = tuple(table[name])
+        return IngestConfig(**table, settings=settings, out=directory)
     except (TypeError, KeyError) as error:
         raise UsageError(f"{path}: {error}.") from None

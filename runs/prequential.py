@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 from streamwise.agents.event_model import Score
 from streamwise.streams import UsageError
 
-__all__ = ["PIT_BINS", "Prequential", "activity_name", "baselines", "ks_distance", "own_scores"]
+__all__ = [
+    "PIT_BINS",
+    "Prequential",
+    "activity_name",
+    "baselines",
+    "ks_distance",
+    "merged_scores",
+    "own_scores",
+]
 
 Array = NDArray[np.float64]
 
@@ -253,6 +261,49 @@ class Prequential:
         self.fading = np.array(state["fading"])
         self.by_activity = np.array(state["by_activity"]).reshape(-1, 4)
         self.by_confidence, self.pit = np.array(state["by_confidence"]), np.array(state["pit"])
+
+
+def merged_scores(
+    states: Sequence[Mapping[str, Any]], names: Sequence[Sequence[str]]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the state of the scores of several models, each on events of its own, and the names of types.
+
+    names: of the types of each, by number. What is averaged is over the events of all. Of the newest
+    residuals there is a sample, and of the drift tests the one that is nearest to an alarm. To be read, not
+    gone on with.
+    """
+    numbers: dict[str, int] = {}
+    by_type = np.zeros((0, 4))
+    for state, of_state in zip(states, names, strict=True):
+        table = np.array(state["by_type"], np.float64).reshape(-1, 4)
+        at = np.array([numbers.setdefault(name, len(numbers)) for name in of_state[: len(table)]], np.int64)
+        by_type = _grouped(by_type, at, table)
+    activities = [np.array(state["by_activity"], np.float64).reshape(-1, 4) for state in states]
+    by_activity = np.zeros((max(map(len, activities), default=0), 4))
+    for table in activities:
+        by_activity[: len(table)] += table
+    counts = [int(state["total"][0]) for state in states]
+    residuals = np.concatenate(
+        [state["residuals"][: min(n, _RESIDUALS)] for state, n in zip(states, counts, strict=True)]
+    )
+    if len(residuals) > _RESIDUALS:
+        residuals = residuals[np.linspace(0, len(residuals) - 1, _RESIDUALS).astype(np.int64)]
+    fading = [_FADING ** (n % _BLOCK) * np.array(s["fading"]) for s, n in zip(states, counts, strict=True)]
+    drift = max((state["drift"] for state in states), key=lambda walk: float(walk[3] - walk[4]))
+    merged = {
+        "events": sum(state["events"] for state in states),
+        "extras": states[0]["extras"],
+        **{name: np.sum([s[name] for s in states], 0).tolist() for name in ("total", "window", "pit")},
+        "by_confidence": np.sum([state["by_confidence"] for state in states], 0).tolist(),
+        "fading": np.sum(fading, 0).tolist(),
+        "by_type": by_type.tolist(),
+        "by_activity": by_activity.tolist(),
+        "residuals": np.append(residuals, np.zeros(_RESIDUALS - len(residuals))).tolist(),
+        "drift": list(drift),
+        "drift_alarms": sum(state["drift_alarms"] for state in states),
+        "last_alarm": None,
+    }
+    return merged, list(numbers)
 
 
 def baselines(columns: Iterable[str]) -> dict[str, dict[str, str]]:

@@ -328,11 +328,11 @@ class _Driver:
             return
         ready, _ = self.ray.wait(everything, timeout=_LONGEST_WAIT_SECONDS)
         more, _ = self.ray.wait(everything, num_returns=len(everything), timeout=0)
-        for ref in {*ready, *more}:
-            if ref in asked:
-                self._take_progress(asked[ref])
-            else:
-                self._take_answer(calls[ref])
+        # Progress first: with an end, what was asked meanwhile is forgotten.
+        for ref in asked.keys() & {*ready, *more}:
+            self._take_progress(asked[ref])
+        for ref in calls.keys() & {*ready, *more}:
+            self._take_answer(calls[ref])
 
     def _take_progress(self, slot: Slot) -> None:
         call, slot.asked = slot.asked, None

@@ -14,6 +14,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from streamwise.runs.ingest_config import IngestConfig
 from streamwise.runs.lock import locked
 from streamwise.runs.loop import StopRequest
 from streamwise.runs.partition_worker import Worker, WorkerOutcome, WorkerProgress
+from streamwise.runs.partitioned import arranged
 from streamwise.runs.partitions import worker_config
 from streamwise.runs.ray_cluster import (
     Journal,
@@ -42,7 +44,7 @@ from streamwise.runs.sweep_runner import Outcome, Where
 from streamwise.runs.train import make_environment
 from streamwise.runs.up_learner import AgentEnd, AgentLearner, AgentNews, Sharing
 from streamwise.runs.up_spec import FOR_EVER, LearnerPlan, SystemSpec, wiring
-from streamwise.runs.up_status import STATUS_FILE, SystemDisplay
+from streamwise.runs.up_status import STATUS_FILE, SystemDisplay, serving
 from streamwise.streams import UsageError
 
 __all__ = ["SystemResult", "UpOptions", "run_system"]
@@ -59,15 +61,17 @@ class UpOptions:
     """Where a system runs, and how much it puts up with.
 
     address: of a Ray cluster ("auto": the one this machine belongs to), whose nodes all see `out`; None
-    starts Ray here. cpus: of this machine. max_failures: a learner is given up after so many failures in a
-    row from which it has not come further. until_end: event streams are read to where they end now.
+    starts Ray here. max_failures: a learner is given up after so many failures in a row from which it has
+    not come further. until_end: event streams are read to where they end now. serve:
+    the port of a page that shows the system.
     """
 
     out: Path
     address: str | None = None
-    cpus: int | None = None
     max_failures: int = 10
     until_end: bool = False
+    serve: int | None = None
+    host: str = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -154,19 +158,18 @@ class SharedOne:
     counts: MemoryCounts | None = None
     restarts: int = 0
     state: str = "starting"  # up, away
-    process: int | None = None
 
     def status(self) -> dict[str, Any]:
         """Return what others may know of it, as JSON."""
         counts = {} if self.counts is None else self.counts._asdict()
-        counts.pop("age", None)
+        counts.pop("age", None)  # which means nothing to others
         return {
             "name": self.name,
             "state": self.state,
             "capacity": self.settings.capacity,
+            "process": None,
             **counts,
             "restarts": self.restarts,
-            "process": self.process,
         }
 
 
@@ -195,12 +198,15 @@ def run_system(spec: SystemSpec, options: UpOptions, console: Console | None = N
             name: dataclasses.replace(settings, width=widths[name])
             for name, settings in spec.memories.items()
         }
-        members = list(_members(spec, options, journal))
-        cpus = options.cpus or max(os.cpu_count() or 1, len(members))
-        with errors_of_others_to(out / "ray.log") as stderr, running_ray(options.address, cpus):
+        with ExitStack() as stack:
+            members = list(_members(spec, options, stack))
+            cpus = max(os.cpu_count() or 1, len(members))  # so many were asked for, whatever there is
+            stderr = stack.enter_context(errors_of_others_to(out / "ray.log"))
+            stack.enter_context(running_ray(options.address, cpus))
             driver = _Driver(spec, options, members, memories, journal, console or Console(file=stderr))
             try:
-                return driver.run()
+                with serving(out, options.serve, options.host, driver.display.say):
+                    return driver.run()
             except (RayStoppedError, driver.ray.exceptions.RayError) as error:
                 reason = str(error).partition("\n")[0]
                 raise RayStoppedError(
@@ -228,8 +234,11 @@ def _widths(spec: SystemSpec) -> Iterator[tuple[str, int]]:
         yield plan.memory, width
 
 
-def _members(spec: SystemSpec, options: UpOptions, journal: Journal) -> Iterator[Member]:
-    """Yield every process that is to learn, with the place where it keeps everything."""
+def _members(spec: SystemSpec, options: UpOptions, stack: ExitStack) -> Iterator[Member]:
+    """Yield every process that is to learn, with the place where it keeps everything.
+
+    stack: holds the directories of learners that are several processes.
+    """
     for plan in spec.learners:
         directory = options.out / "learners" / plan.name
         if isinstance(plan.config, RunConfig):
@@ -240,7 +249,7 @@ def _members(spec: SystemSpec, options: UpOptions, journal: Journal) -> Iterator
         if config.workers == 1:
             yield Member(plan.name, plan, config, None)
             continue
-        arrangement = arranged(config)  # noqa: F821
+        arrangement, _ = stack.enter_context(arranged(config))
         for number in range(config.workers):
             yield Member(f"{plan.name}/{number}", plan, worker_config(config, arrangement, number), None)
 
@@ -360,13 +369,13 @@ class _Driver:
             return
         ready, _ = self.ray.wait(everything, timeout=_LONGEST_WAIT_SECONDS)
         more, _ = self.ray.wait(everything, num_returns=len(everything), timeout=0)
-        for ref in {*ready, *more}:
-            if ref in ends:
-                self._take_end(ends[ref])
-            elif ref in asked:
-                self._take_news(asked[ref])
-            else:
-                self._take_counts(counts[ref])
+        # News first: with an end, what was asked meanwhile is forgotten.
+        for ref in asked.keys() & {*ready, *more}:
+            self._take_news(asked[ref])
+        for ref in ends.keys() & {*ready, *more}:
+            self._take_end(ends[ref])
+        for ref in counts.keys() & {*ready, *more}:
+            self._take_counts(counts[ref])
 
     def _take_news(self, member: Member) -> None:
         call, member.asked = member.asked, None
@@ -399,16 +408,17 @@ class _Driver:
             counts: MemoryCounts = self.ray.get(call)
         except Exception as error:  # Ray's, or that of files which cannot be opened: it is tried again
             if shared.state == "up":
-                self.journal.add("lost", memory=shared.name, message=str(error).partition("\n")[0])
-                self.display.say(f"memory {shared.name}: {why_it_ended(error)}; learners go on meanwhile")
+                why = why_it_ended(error)
+                if isinstance(error, self.ray.exceptions.RayTaskError):  # it is there, and cannot do it
+                    why = " ".join(str(error.cause).split())
+                self.journal.add("lost", memory=shared.name, message=why)
+                self.display.say(f"memory {shared.name}: {why}; learners go on meanwhile")
             shared.state = "away"
             return
         if shared.counts is not None and counts.age != shared.counts.age:
             shared.restarts += 1
             self.journal.add("recovered", memory=shared.name, chunks=counts.chunks)
             self.display.say(f"memory {shared.name}: it is back, with {counts.chunks:,} chunks")
-        if shared.counts is None or counts.age != shared.counts.age:
-            shared.process = self.ray.get(shared.actor.process.remote())
         shared.counts, shared.state = counts, "up"
 
     def _tell(self) -> None:

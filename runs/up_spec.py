@@ -31,6 +31,7 @@ workers = 2                           # processes that divide the partitions
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ from streamwise.runs.config import RunConfig, load_preset, nearest, read_toml
 from streamwise.runs.ingest_config import IngestConfig
 from streamwise.runs.shared_memory import RETENTIONS, MemorySettings
 from streamwise.streams import UsageError
+from streamwise.streams.sources import resolved_url
 
 __all__ = ["LearnerPlan", "SystemSpec", "load_system", "system_names", "wiring"]
 
@@ -170,6 +172,8 @@ class _Reader:
             raise self.error(f"[streams.{name}] must have an environment, or a source of events")
         (value,) = table.values()
         if "environment" in table and isinstance(value, str):
+            if value.startswith("csv:"):
+                value = table["environment"] = f"csv:{os.path.abspath(value.removeprefix('csv:'))}"
             return value
         values = [value] if isinstance(value, str) else value
         if (
@@ -178,7 +182,9 @@ class _Reader:
             and values
             and all(isinstance(x, str) for x in values)
         ):
-            return tuple(values)
+            # As it means the same from any folder: the system's directory keeps it.
+            table["source"] = [resolved_url(url) for url in values]
+            return tuple(table["source"])
         raise self.error(f"[streams.{name}]: {next(iter(table))} = {value!r} is not the name of one")
 
     def memory(self, name: str, table: dict[str, Any]) -> MemorySettings:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,7 +18,7 @@ from rich.text import Text
 from streamwise.runs.lock import InUseError, locked
 from streamwise.streams import UsageError
 
-__all__ = ["STATUS_FILE", "SystemDisplay", "drawn", "print_status", "read_status"]
+__all__ = ["STATUS_FILE", "SystemDisplay", "drawn", "print_status", "read_status", "serving"]
 
 STATUS_FILE = "status.json"
 _TERMINAL_INTERVAL_SECONDS, _PLAIN_INTERVAL_SECONDS = 0.5, 10.0
@@ -142,6 +143,28 @@ class SystemDisplay:
     ) -> None:
         if self._live is not None:
             self._live.stop()
+
+
+@contextmanager
+def serving(directory: Path, port: int | None, host: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Serve a page that shows the system, and /status, for the time of the context, if there is a port."""
+    if port is None:
+        yield
+        return
+    from streamwise.runs.web import html_page, json_response, listening
+
+    def routes() -> list[Any]:
+        from starlette.routing import Route
+
+        def status(request: Any) -> Any:
+            path = directory / STATUS_FILE
+            return json_response(json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None)
+
+        return [Route("/", html_page("system.html")), Route("/status", status)]
+
+    with listening(directory, "serve", host, port, routes) as server:
+        say(f"live at {server.url}")
+        yield
 
 
 def print_status(directory: Path, *, watch: bool) -> None:

@@ -91,6 +91,10 @@ class EventStream:
     end. most: events to give out, over all resumptions. max_ahead: seconds that an event's time may be ahead
     of the clock.
 
+    numbered: whether a partition is named after its source's number, too; unset, where there are several.
+    last_time_of: when a key's last event was, or -inf; asked after a position that several others were made
+    into, whose partitions need not have come equally far: an event before the last of its key is late.
+
     poll_limit: most records of a poll; where the reader is slow, fewer. Iterating gives single events;
     `batches` gives those that are ready after each poll, and now and then an empty one, so that a quiet
     stream does not keep its reader from other business.
@@ -108,6 +112,7 @@ class EventStream:
         until_end: bool = False,
         most: int | None = None,
         max_ahead: float = 86_400.0,
+        numbered: bool | None = None,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -120,6 +125,9 @@ class EventStream:
         self.until_end = until_end
         self.most = most
         self.max_ahead = max_ahead
+        self.numbered = len(sources) > 1 if numbered is None else numbered
+        self.last_time_of: Callable[[str], float] | None = None
+        self._catch_up = _NEVER  # until all partitions are past this time, some key may be ahead of one
         self.released = 0
         self.records = 0
         self.decode_seconds = 0.0
@@ -207,7 +215,7 @@ class EventStream:
 
     def _label(self, source: int, name: str) -> str:
         """What a partition is called here: two sources may have partitions of one name."""
-        return f"{source}:{name}" if len(self.sources) > 1 else name
+        return f"{source}:{name}" if self.numbered else name
 
     def _holds_back(self, partition: _Partition) -> bool:
         if self.until_end and partition.ended_at is not None:
@@ -261,6 +269,11 @@ class EventStream:
             for i, index in enumerate(decoded.which):
                 if records.positions[index] < before:  # type: ignore[operator]
                     faults[i] = DUPLICATE, "a record of this position came before"
+        if self._catch_up > _NEVER and self.last_time_of is not None:
+            for i in np.flatnonzero(times < self._catch_up).tolist():
+                last = self.last_time_of(decoded.keys[i])
+                if i not in faults and times[i] < last:
+                    faults[i] = LATE, f"it is {last - times[i]:,.3f} s behind its key, known from elsewhere"
         if faults:
             sound = np.ones(len(times), bool)
             sound[list(faults)] = False
@@ -395,6 +408,7 @@ class EventStream:
             },
             "pending": [list(event[:-1]) for event in pending],
             "last": [_finite(last[0]), last[1]],
+            "catch_up": _finite(self._catch_up),
             "released": self.released - left,
             "records": self.records,
             "dead_letters": self.dead_letters.position,
@@ -428,6 +442,7 @@ class EventStream:
             if event[0] > partition.watermark:
                 heapq.heappush(partition.ahead, event[0])
         self._last = (_number(position["last"][0]), position["last"][1])
+        self._catch_up = _number(position.get("catch_up"))
         self.released, self.records = position["released"], position["records"]
         self.dead_letters.seek(position["dead_letters"])
 

@@ -8,7 +8,7 @@ import math
 import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,6 +107,8 @@ class KafkaSource:
     source was opened. Where retention has deleted the records that come next, a warning says how many offsets
     are lost, and the earliest record is next.
 
+    only: the partitions to read, of those that there are; new ones are then not looked for.
+
     decoder: None for JSON, "avro" with a `schema` file of JSON, or "protobuf" with a `schema` file that holds
     a FileDescriptorSet and the full name of the `message`. config_path: a properties file (key=value lines)
     of librdkafka's settings, for TLS, SASL and tuning; its values are never shown. connect_seconds: how long
@@ -130,6 +132,7 @@ class KafkaSource:
         schema: Path | None = None,
         message: str | None = None,
         until_end: bool = False,
+        only: Collection[str] | None = None,
         metadata_seconds: float = 30.0,
         connect_seconds: float = 10.0,
     ) -> None:
@@ -139,7 +142,7 @@ class KafkaSource:
         self.finished = False
         checked = _checked_start(start, self.name)
         self._until_end = until_end
-        self._metadata_seconds = metadata_seconds
+        self._metadata_seconds = math.inf if only is not None else metadata_seconds
         self._decoder = _decoder(decoder, fields, schema, message, self.name)
         ours = {
             "group.id": group,
@@ -151,6 +154,8 @@ class KafkaSource:
         }
         self._consumer = self._cluster.client("Consumer", ours)
         numbers = self._cluster.partitions(self._consumer, connect_seconds)
+        if only is not None:
+            numbers = self._chosen(numbers, only)
         self._partitions = {number: _Partition(number, f"{topic}/{number}") for number in numbers}
         self._first = list(self._partitions.values())
         self.partitions: Sequence[str] = [p.name for p in self._first]
@@ -158,6 +163,13 @@ class KafkaSource:
         self._looked_at = time.monotonic()
         self._arrived_at: float | None = None  # when everything up to the ends had been read
         self._closed = False
+
+    def _chosen(self, numbers: list[int], only: Collection[str]) -> list[int]:
+        topic = self._cluster.topic
+        missing = set(only) - {f"{topic}/{number}" for number in numbers}
+        if missing:
+            raise UsageError(f"{self.name} has no partition {min(missing)!r}; it had one when the run began.")
+        return [number for number in numbers if f"{topic}/{number}" in only]
 
     def seek(self, positions: dict[str, Any]) -> None:
         """Go on from these offsets, and in other partitions from the earliest; before the first poll."""

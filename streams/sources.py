@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import difflib
+import glob
 import os
 import re
+from collections.abc import Collection, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, get_args
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from streamwise.streams.decode import Fields
 from streamwise.streams.errors import UsageError
-from streamwise.streams.event import Source
+from streamwise.streams.event import Decoded, Records, Source
 from streamwise.streams.file_readers import Format
 from streamwise.streams.files import FileSource
 from streamwise.streams.pipes import StdinSource
 from streamwise.streams.synthetic import SyntheticSource
 
-__all__ = ["SCHEMES", "open_dead_letters", "open_source", "resolved_url"]
+__all__ = ["SCHEMES", "Unread", "divided", "open_dead_letters", "open_source", "resolved_url"]
 
 SCHEMES = ("file", "kafka", "redis", "rediss", "stdin", "synthetic")
 _QUERY = re.compile(r"\?(?=[A-Za-z_]+=)")  # a question mark in a glob is followed by something else
 
 
 def open_source(
-    url: str, *, follow: bool = False, until_end: bool = False, group: str = "streamwise"
+    url: str,
+    *,
+    follow: bool = False,
+    until_end: bool = False,
+    group: str = "streamwise",
+    only: Collection[str] | None = None,
 ) -> Source:
     """Open a source of events.
 
@@ -35,10 +43,12 @@ def open_source(
 
     The parameters of fields (time, type, key, unit, features, version, versions, max_bytes) go with each but
     synthetic. follow: wait for more at the end of a file. until_end: read a broker's log only to where it
-    ends now. group: under which brokers are told how far it was read. Raises UsageError for everything that
-    the user can mend.
+    ends now. group: under which brokers are told how far it was read. only: the partitions to read; of a
+    source that has but one, it or none. Raises UsageError for everything that the user can mend.
     """
     scheme, rest, query = _parts(url)
+    if only is not None and not only:
+        return Unread(url)
     if scheme == "synthetic":
         try:
             return SyntheticSource.from_url_parts(rest, query)
@@ -60,7 +70,7 @@ def open_source(
         taken.finish()
         return FileSource(rest, fields, speed=speed, follow=follow, **options)
     if scheme == "kafka":
-        return _kafka(url, rest, fields, taken, until_end=until_end, group=group)
+        return _kafka(url, rest, fields, taken, until_end=until_end, group=group, only=only)
     return _redis(url, scheme, rest, fields, taken, until_end=until_end, group=group)
 
 
@@ -95,7 +105,67 @@ def resolved_url(url: str) -> str:
     return f"file:{os.path.abspath(os.path.expanduser(rest))}{after}"
 
 
-def _kafka(url: str, rest: str, fields: Fields, taken: _Query, *, until_end: bool, group: str) -> Source:
+def divided(url: str) -> list[str]:
+    """Return the URLs of the sources that one falls into: of a glob its files, of another itself.
+
+    The partitions of each are its own to name. Raises UsageError for a glob that matches nothing.
+    """
+    scheme, rest, _ = _parts(url)
+    path = os.path.expanduser(rest)
+    if scheme != "file" or not glob.has_magic(path) or os.path.exists(path):
+        return [url]
+    files = sorted(file for file in glob.glob(path, recursive=True) if os.path.isfile(file))
+    if not files:
+        raise UsageError(f"no file matches {rest}; files that are divided among workers have to be there.")
+    after = url[url.index(rest, len("file:")) + len(rest) :]
+    return [f"file:{file}{after}" for file in files]
+
+
+class Unread:
+    """A source of which this process has no partition: somebody else reads it."""
+
+    partitions: Sequence[str] = ()
+    finished = True
+
+    def __init__(self, url: str) -> None:
+        self.name = re.sub(r"\?.*", "", url)
+
+    def poll(self, limit: int, timeout: float, paused: AbstractSet[str]) -> list[Records]:
+        """Return nothing."""
+        return []
+
+    def decode(self, records: Records) -> Decoded:
+        """Raise ValueError: there are none."""
+        raise ValueError(f"{self.name} is not read here.")
+
+    def at_end(self, partition: str) -> bool:
+        """Return True."""
+        return True
+
+    def seek(self, positions: dict[str, Any]) -> None:
+        """Do nothing."""
+
+    def commit(self, positions: dict[str, Any]) -> None:
+        """Do nothing."""
+
+    def lag(self) -> int | None:
+        """Return None."""
+        return None
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+def _kafka(
+    url: str,
+    rest: str,
+    fields: Fields,
+    taken: _Query,
+    *,
+    until_end: bool,
+    group: str,
+    only: Collection[str] | None,
+) -> Source:
     from streamwise.streams.kafka import KafkaSource
 
     brokers, _, topic = rest.removeprefix("//").partition("/")
@@ -122,6 +192,7 @@ def _kafka(url: str, rest: str, fields: Fields, taken: _Query, *, until_end: boo
         schema=None if schema is None else Path(schema),
         message=message,
         until_end=until_end,
+        only=only,
     )
 
 

@@ -378,6 +378,10 @@ class UpArguments:
     """Give a learner up after so many failures in a row without a new checkpoint between them."""
     until_end: bool = False
     """Learn events to where their sources end now, instead of waiting for more."""
+    serve: int | None = None
+    """Serve a page that shows the system on this port, and /status as JSON. Unset: no."""
+    host: str = "127.0.0.1"
+    """The address that --serve listens on. Unset: this machine alone."""
     check: bool = False
     """Print who learns from what and shares what, and run nothing."""
 
@@ -400,7 +404,12 @@ def _up(argv: list[str]) -> int:
     from streamwise.runs.up import UpOptions, run_system
 
     options = UpOptions(
-        out, arguments.address, max_failures=arguments.max_failures, until_end=arguments.until_end
+        out,
+        arguments.address,
+        max_failures=arguments.max_failures,
+        until_end=arguments.until_end,
+        serve=arguments.serve,
+        host=arguments.host,
     )
     result = run_system(spec, options)
     for name, state in result.states.items():

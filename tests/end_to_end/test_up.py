@@ -26,15 +26,15 @@ name = "tried"
 [streams.room]
 environment = "{ROOM}"
 [streams.log]
-source = "file:EVENTS"
+source = ["file:EVENTS0", "file:EVENTS1"]
 
 [memories.shared]
 chunk_length = 2
 
 [learners.ann]
 stream = "room"
-steps = 8_000
-checkpoint_every = 250
+steps = 2_000
+checkpoint_every = 100
 backend = "torch"
 writes = "shared"
 step_size_rule = "obgd"
@@ -42,8 +42,8 @@ step_size_rule = "obgd"
 [learners.bob]
 stream = "room"
 seed = 1
-steps = 7_000
-checkpoint_every = 250
+steps = 1_800
+checkpoint_every = 100
 backend = "torch"
 reads = "shared"
 writes = "shared"
@@ -53,11 +53,12 @@ step_size_rule = "obgd"
 [learners.shop]
 stream = "log"
 model = "hawkes"
+workers = 2
 backend = "reference"
 checkpoint_seconds = 0.2
 interval = 500
 """
-EVENTS = 20_000
+EVENTS = 10_000  # of each partition
 
 
 def start(*arguments: str) -> subprocess.Popen:
@@ -123,14 +124,14 @@ def chunks_of(out: Path, writer: str) -> np.ndarray:
 def spec(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("spec")
     random = np.random.default_rng(0)
-    times = np.cumsum(random.exponential(1.0, EVENTS))
-    lines = [
-        json.dumps({"time": round(t, 3), "type": f"t{random.integers(5)}", "key": f"k{random.integers(40)}"})
-        for t in times
-    ]
-    (folder / "log.jsonl").write_text("\n".join(lines) + "\n")
+    for part in range(2):
+        lines = [
+            json.dumps({"time": round(t, 3), "type": f"t{random.integers(5)}", "key": f"{part}{t % 40:.0f}"})
+            for t in np.cumsum(random.exponential(1.0, EVENTS))
+        ]
+        (folder / f"log{part}.jsonl").write_text("\n".join(lines) + "\n")
     path = folder / "system.toml"
-    path.write_text(SYSTEM.replace("EVENTS", str(folder / "log.jsonl")))
+    path.write_text(re.sub(r"EVENTS(\d)", rf"{folder}/log\1.jsonl", SYSTEM))
     return str(path)
 
 
@@ -139,7 +140,7 @@ def ann_alone(tmp_path_factory) -> Path:
     """What `train` makes of the settings of ann, who reads nothing of others."""
     out = tmp_path_factory.mktemp("alone") / "ann"
     flags = {
-        "steps": 8_000, "checkpoint-every": 250, "backend": "torch", "step-size-rule": "obgd",
+        "steps": 2_000, "checkpoint-every": 100, "backend": "torch", "step-size-rule": "obgd",
         "label": "ann", "out": out, "memory": "hcam", "memory-span": "life", "memory-chunk-length": 2,
     }  # fmt: skip
     finish("train", ROOM, *(f"--{name}={value}" for name, value in flags.items()))
@@ -155,22 +156,24 @@ def test_whoever_is_killed_the_rest_goes_on_and_nothing_is_lost_or_doubled(spec,
     def at_work() -> bool:
         now = seen(out)
         process_of.update({one["name"]: one["process"] for one in now["learners"] + now["memories"]})
-        return bool(process_of) and all(one["step"] > 300 for one in now["learners"])
+        return bool(process_of) and all(one["step"] > 150 for one in now["learners"])
 
     wait_for(at_work, "all learners at work")
     os.kill(process_of["ann"], signal.SIGKILL)
-    os.kill(process_of["shop"], signal.SIGKILL)
-    wait_for(lambda: {"ann", "shop"} <= {event.get("learner") for event in events(out, "lost")}, "their loss")
+    os.kill(process_of["shop/1"], signal.SIGKILL)
+    wait_for(
+        lambda: {"ann", "shop/1"} <= {event.get("learner") for event in events(out, "lost")}, "their loss"
+    )
     os.kill(process_of["shared"], signal.SIGKILL)
     wait_for(lambda: events(out, "recovered"), "the memory again")
     os.kill(process_of["bob"], signal.SIGKILL)
-    wait_for(lambda: len(events(out, "started")) >= 6, "all of them again")
+    wait_for(lambda: len(events(out, "started")) >= 7, "all of them again")
     driver.kill()
     driver.wait()
     assert status(out)["state"] in ("not running", "finished")
     output = finish("up", str(out), "--until-end")
     assert {line for line in output.splitlines() if line.endswith(": finished")} == {
-        "ann: finished", "bob: finished", "shop: finished"
+        "ann: finished", "bob: finished", "shop/0: finished", "shop/1: finished"
     }  # fmt: skip
 
     found, expected = state_of(out / "learners" / "ann"), state_of(ann_alone)
@@ -183,7 +186,7 @@ def test_whoever_is_killed_the_rest_goes_on_and_nothing_is_lost_or_doubled(spec,
     now = status(out)
     assert now["state"] == "finished"
     steps = {one["name"]: one["step"] for one in now["learners"]}
-    assert steps == {"ann": 8_000, "bob": 7_000, "shop": EVENTS}
+    assert steps == {"ann": 2_000, "bob": 1_800, "shop/0": EVENTS, "shop/1": EVENTS}
     (memory,) = now["memories"]
     assert memory["chunks"] == sealed + int(bob["memory.counters"][0])
 
@@ -200,7 +203,8 @@ def test_ctrl_c_ends_every_learner_with_a_checkpoint(spec, tmp_path):
     assert f"go on:  streamwise up {out}" in output
     assert "Traceback" not in output
     for event in events(out, "stopped"):
-        run = out / "learners" / event["learner"]
+        name, _, worker = event["learner"].partition("/")
+        run = out / "learners" / name / (f"workers-0001/{int(worker):04d}" if worker else "")
         assert (run / "checkpoints" / f"step-{event['step']:012d}").is_dir()
     assert events(out, "stopped")
     table = finish("status", str(out))

@@ -113,6 +113,25 @@ def test_without_a_file_the_state_holds_every_key():
     assert (len(other), other.in_memory) == (7, 3)
 
 
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_all_keys_are_handed_out_once_in_pieces_as_of_the_checkpoint(tmp_path, size):
+    writer = KeyStates(ROW, 2, tmp_path / "keys.sqlite")
+    for i in range(6):
+        put(writer, [f"key {i}"], [float(i)])
+    put(writer, ["key 1"], [10.0])
+    state = writer.state_dict()
+    for i in range(6):
+        put(writer, [f"key {i}"], [99.0])  # after it
+    writer.state_dict()
+    reader = KeyStates(ROW, 2, tmp_path / "keys.sqlite", read_only=True)
+    reader.load_state_dict(state)
+    pieces = list(reader.chunks(size))
+    assert all(len(names) == len(rows) <= size for names, rows in pieces)
+    found = [(name, row["events"]) for names, rows in pieces for name, row in zip(names, rows, strict=True)]
+    assert sorted(found) == [(f"key {i}", 10.0 if i == 1 else i) for i in range(6)]
+    assert [name for name, _ in found[-2:]] == ["key 5", "key 1"]  # in the order of their last use
+
+
 def test_more_keys_at_once_than_fit_are_refused():
     with pytest.raises(ValueError, match="3 keys at once"):
         KeyStates(ROW, 2).slots(["a", "b", "c"])

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from streamwise.runs.prequential import Prequential, activity_name, baselines, ks_distance
+from streamwise.runs.prequential import Prequential, activity_name, baselines, ks_distance, merged_scores
 from streamwise.streams import UsageError
 
 EXTRAS = ("confidence", "key_events", "slow_log_likelihood", "slow_type_error")
@@ -206,6 +206,30 @@ def test_a_state_of_before_goes_on_with_new_statistics_that_begin_there():
     for name in ("coverage_50", "coverage_90", "log_likelihood_fading", "type_error_fading"):
         assert found[name] == pytest.approx(newer.scores()[name], rel=1e-12)
     assert resumed.pit.tolist() == newer.pit.tolist()
+
+
+def test_scores_of_several_models_are_those_of_all_their_events():
+    """Types are numbered differently by each, and known by their names."""
+    extras, scores = EXTRAS, some_scores(3_000, extras=EXTRAS)
+    whole, parts = Prequential(60.0, extras), [Prequential(60.0, extras) for _ in range(2)]
+    whole.add(scores)
+    names = ["a", "b", "c", "d", "e"]
+    other = scores[1_200:].copy()
+    for column in (4, 6):  # the predicted type, and the true one
+        other[:, column] = 4.0 - other[:, column]
+    parts[0].add(scores[:1_200])
+    parts[1].add(other)
+    state, found = merged_scores([part.state() for part in parts], [names, names[::-1]])
+    merged = Prequential(60.0, extras)
+    merged.resume(state)
+    mine, theirs = merged.scores(), whole.scores()
+    for name, value in theirs.items():
+        if name not in ("ks", "drift", "drift_alarms") and not name.endswith(("_fading", "_window")):
+            assert mine[name] == pytest.approx(value, rel=1e-9, nan_ok=True), name
+    order = [found.index(name) for name in names[: len(whole.by_type)]]
+    np.testing.assert_allclose(merged.by_type[order], whole.by_type)
+    np.testing.assert_allclose(merged.by_activity, whole.by_activity)
+    assert (merged.pit == whole.pit).all()
 
 
 def test_a_state_with_other_extras_is_refused():

@@ -58,7 +58,7 @@ def test_the_tables_say_who_learns_from_what_and_shares_what(tmp_path):
         assert (settings.memory, settings.memory_span) == ("hcam", "life")
         assert (settings.memory_chunk_length, settings.memory_guests) == (3, guests)
     assert (shop.config.sources, shop.config.model, shop.config.workers) == (
-        ("file:clicks.csv",), "hawkes", 2
+        (f"file:{Path('clicks.csv').absolute()}",), "hawkes", 2
     )  # fmt: skip
     assert shop.config.settings.types == 7
     assert spec.memories["rooms"].capacity == 100_000

@@ -296,6 +296,19 @@ def test_a_partition_that_appears_is_read_from_its_beginning(broker, topic, open
     assert reader.positions == dict.fromkeys((f"{topic}/{p}" for p in (0, 1, 3)), 10)
 
 
+def test_a_source_of_some_partitions_reads_those_alone(broker, topic, open_source):
+    records, expected = numbered(topic, [10, 10, 10, 10])
+    produce(broker.address, topic, records)
+    only = [f"{topic}/1", f"{topic}/3"]
+    source = open_source(broker.address, topic, only=only, metadata_seconds=0.0, until_end=True)
+    assert source.partitions == only
+    reader = Reader()
+    wait_until(lambda: reader.poll(source) is not None and source.finished)
+    assert reader.values == {name: expected[name] for name in only}
+    with pytest.raises(UsageError, match="no partition"):
+        open_source(broker.address, topic, only=[f"{topic}/7"])
+
+
 def test_until_end_finishes_when_everything_has_been_polled(broker, topic, open_source):
     records, expected = numbered(topic, [300, 0, 5, 40])
     produce(broker.address, topic, records)

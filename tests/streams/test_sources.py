@@ -11,7 +11,7 @@ from streamwise.streams import UsageError
 from streamwise.streams.event_stream import EventStream
 from streamwise.streams.files import FileSource
 from streamwise.streams.pipes import StdinSource
-from streamwise.streams.sources import open_dead_letters, open_source, resolved_url
+from streamwise.streams.sources import divided, open_dead_letters, open_source, resolved_url
 from streamwise.streams.synthetic import SyntheticSource
 
 LOG = b"ts;who;did\n7;ann;view\n8;bob;buy\n"
@@ -126,3 +126,20 @@ def test_refused_records_can_go_to_a_topic(tmp_path):
 def test_a_topic_that_does_not_exist_is_named():
     with mock_kafka() as brokers, pytest.raises(UsageError, match="has no topic 'nowhere'"):
         open_source(f"kafka://{brokers}/nowhere")
+
+
+def test_a_glob_falls_into_its_files_with_its_parameters(tmp_path):
+    for name in ("b.csv", "a.csv"):
+        (tmp_path / name).write_text("time,type,key\n")
+    url = f"file:{tmp_path}/?.csv?unit=s"
+    assert divided(url) == [f"file:{tmp_path}/{name}?unit=s" for name in ("a.csv", "b.csv")]
+    assert divided(f"file:{tmp_path}/a.csv") == [f"file:{tmp_path}/a.csv"]
+    assert divided("kafka://localhost:1/clicks") == ["kafka://localhost:1/clicks"]
+    with pytest.raises(UsageError, match="no file matches"):
+        divided(f"file:{tmp_path}/*.jsonl")
+
+
+def test_a_source_that_another_process_reads_is_not_even_opened():
+    source = open_source("kafka://127.0.0.1:1/clicks?config=nowhere", only=())
+    assert (source.name, source.finished, source.partitions) == ("kafka://127.0.0.1:1/clicks", True, ())
+    assert source.poll(10, 1.0, set()) == []
