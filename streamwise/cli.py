@@ -395,6 +395,10 @@ def _up(argv: list[str]) -> int:
 
     if arguments.max_failures < 0:
         raise UsageError(f"--max-failures is {arguments.max_failures}; use 0 or more.")
+    if arguments.serve is not None and not 0 <= arguments.serve <= 65_535:
+        raise UsageError(
+            f"--serve is {arguments.serve}, which is no port; use one from 0, for any, to 65,535."
+        )
     spec = load_system(arguments.spec)
     if arguments.check:
         print("\n".join(wiring(spec)))
