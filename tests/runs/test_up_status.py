@@ -16,7 +16,8 @@ from streamwise.streams import UsageError
 
 LEARNER = {
     "name": "ann", "kind": "stream-ac", "stream": "doors", "state": "running", "step": 12_000,
-    "steps": 48_000, "per_second": 1_500.0, "score": {"episode_return": 9.25}, "lag": None, "restarts": 2, "process": 7,
+    "steps": 48_000, "per_second": 1_500.0, "score": {"episode_return": 9.25}, "lag": None,
+    "restarts": 2, "process": 7,
     "memory": {
         "name": "rooms", "reads": True, "writes": False,
         "link": {"received": 1_234, "sent": 0, "unsent": 0, "waits": False, "problem": ""},
