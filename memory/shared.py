@@ -29,6 +29,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -50,6 +51,7 @@ __all__ = [
 
 _SENT_AT_ONCE = 256  # chunks
 _ANSWERED_AT_ONCE = 1024
+_RECENT = 4096  # chunks whose writers are remembered apart
 
 
 class OpenedAgainError(RuntimeError):
@@ -112,6 +114,9 @@ class SharedMemory:
         self._age = secrets.randbits(62)
         self._drops = 0
         self._writers: dict[str, _Writer] = {}
+        self._recent: deque[tuple[int, int]] = deque(
+            maxlen=_RECENT
+        )  # ids and writers, of all since the first
 
     def open_writer(self, writer: str, sequence: int) -> int:
         """Begin to write as `writer`, the next chunk being this one; return the lease to write under.
@@ -152,7 +157,9 @@ class SharedMemory:
         else:
             self._take_back(([] if id is None else [id]) + list(at.in_doubt.values()))
             at.in_doubt.clear()
-            self.store.append(chunk, first=at.sequence, last=at.sequence, stream=writer, sequence=at.sequence)
+            number = at.sequence
+            sealed = self.store.append(chunk, first=number, last=number, stream=writer, sequence=number)
+            self._recent.append((sealed, stream_code(writer)))
             self.written[writer] = self.written.get(writer, 0) + 1
         at.sequence += 1
 
@@ -176,11 +183,21 @@ class SharedMemory:
         if store.next_id <= after + 1:
             nothing = np.zeros((0, store.chunk_length, store.width), np.float32)
             return News(self._age, self._drops, store.next_id, np.zeros(0, np.int64), nothing)
-        others = store.valid & (store.column("stream") != stream_code(reader)) & (store.ids > after)
-        ids = np.sort(store.ids[others])[max(0, others.sum() - min(most, _ANSWERED_AT_ONCE)) :]
+        ids = self._others(stream_code(reader), after)[-min(most, _ANSWERED_AT_ONCE) :]
         contents, _ = store.contents(ids.tolist())
         self.given += len(ids)
         return News(self._age, self._drops, store.next_id, ids, contents)
+
+    def _others(self, reader: int, after: int) -> NDArray[np.int64]:
+        """Return the ids above `after` of chunks that are kept and not the reader's, in order."""
+        store = self.store
+        # Who asks often is not worth a look at all slots.
+        if self._recent and self._recent[0][0] <= after + 1:
+            newer = takewhile(lambda chunk: chunk[0] > after, reversed(self._recent))
+            ids = [id for id, writer in newer if writer != reader and id in store]
+            return np.array(ids[::-1], np.int64)
+        others = store.valid & (store.column("stream") != reader) & (store.ids > after)
+        return np.sort(store.ids[others])
 
     def gone(self, ids: Sequence[int]) -> list[int]:
         """Return those of these ids under which there is no chunk any more."""
@@ -233,7 +250,7 @@ class MemoryLink:
     problem: str = ""  # why the last exchange failed; empty: it did not
     waits: bool = False  # the learner does, for what it wrote to arrive
     _lease: int | None = None
-    _after: int = -1  # ids up to here were heard of
+    _after: int | None = None  # ids up to here were heard of; None: nothing was asked yet
     _age: int = -1
     _drops: int = 0
     _inbox: deque[tuple[int, NDArray[np.float32] | None]] = field(default_factory=deque)  # None: it is gone
@@ -244,7 +261,6 @@ class MemoryLink:
             raise ValueError("chunks of an episode go with it; share a memory that lasts.")
         if self.reads and not len(self.memory.guest_ids):
             raise ValueError("the memory has no room for guests.")
-        self._after = int(self.memory.guest_ids.max(initial=-1))
 
     @property
     def unsent(self) -> int:
@@ -299,6 +315,8 @@ class MemoryLink:
         room = len(self.memory.guest_ids)
         if len(self._inbox) > room:  # the learner is busy; what would come now may have gone by then
             return False
+        if self._after is None:  # a memory that was restored has guests
+            self._after = int(self.memory.guest_ids.max(initial=-1))
         news = connection.news(self.name, self._after, room)
         if (news.age, news.drops) != (self._age, self._drops):
             self._look_for_gone(connection, news)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import threading
+from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -231,6 +232,7 @@ class LearnersThatAreKilled(RuleBasedStateMachine):
     def begin(self):
         self.folder = Path(tempfile.mkdtemp())
         self.memory = shared(self.folder)
+        self.memory._recent = deque(maxlen=5)  # so that now and then all chunks have to be looked at
         self.links = {name: self.new(name) for name in self.names}
         self.truth = {name: [] for name in self.names}
         self.kept = {name: (link_.memory.state_dict(), []) for name, link_ in self.links.items()}
