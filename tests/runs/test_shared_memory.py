@@ -1,0 +1,105 @@
+"""The thread that keeps a learner's memory and a shared one in touch, whatever becomes of the latter."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from streamwise.memory.episode import EpisodeMemory
+from streamwise.memory.shared import MemoryLink, SharedMemory
+from streamwise.memory.store import InProcessStore
+from streamwise.runs import shared_memory
+from streamwise.runs.shared_memory import Linked, MemoryActor, MemorySettings
+
+
+@pytest.fixture(autouse=True)
+def without_pauses(monkeypatch):
+    for name in ("_EXCHANGE_SECONDS", "_FIRST_PAUSE_SECONDS", "_LONGEST_PAUSE_SECONDS"):
+        monkeypatch.setattr(shared_memory, name, 0.002)
+
+
+def memory():
+    return SharedMemory(InProcessStore(1, 2, 1_000))
+
+
+def link(name, *, reads=False):
+    own = EpisodeMemory(2, chunk_length=1, capacity=50, lasting=True, guests=100 if reads else 0)
+    return MemoryLink(own, name, True, reads)
+
+
+def live(one, numbers):
+    for number in numbers:
+        one.memory.append(torch.tensor([float(number), 1.0]))
+        one.turn()
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 20.0
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+class Flaky:
+    """A connection that can be cut."""
+
+    def __init__(self, to):
+        self.to, self.is_cut = to, False
+
+    def __getattr__(self, name):
+        if self.is_cut:
+            raise ConnectionError("the line\nis cut")
+        return getattr(self.to, name)
+
+
+def test_what_is_sealed_arrives_while_the_learner_goes_on_and_the_rest_at_its_end():
+    shared, teller, listener = memory(), link("a"), link("b", reads=True)
+    with Linked(listener, shared, print) as hears:
+        with Linked(teller, shared, print):
+            live(teller, range(200))
+        assert teller.unsent == 0
+        wait_for(lambda: listener.turn() or hears.counts().received >= 50)
+    assert shared.counts().written == {"a": 200}
+
+
+def test_a_memory_that_is_away_is_waited_for_and_said_to_be():
+    shared, one = memory(), link("a")
+    line = Flaky(shared)
+    with Linked(one, line, print) as linked:
+        live(one, range(20))
+        line.is_cut = True
+        wait_for(lambda: linked.counts().problem)
+        assert linked.counts().problem == "the line is cut"
+        live(one, range(20, 40))
+        line.is_cut = False
+        live(one, range(40, 100))
+        wait_for(lambda: not linked.counts().problem and not one.unsent)
+    assert shared.counts().written == {"a": 100}
+    assert (shared.store.column("sequence")[:100] == range(100)).all()
+
+
+def test_who_was_started_again_elsewhere_is_told_to_end():
+    shared, one, reasons = memory(), link("a"), []
+    with Linked(one, shared, reasons.append):
+        live(one, range(5))
+        wait_for(lambda: not one.unsent)
+        shared.open_writer("a", 5)
+        live(one, range(5, 10))
+        wait_for(lambda: reasons)
+    assert reasons == ["another process has opened the memory as a."]
+
+
+def test_an_actor_whose_files_are_held_by_another_process_opens_them_once_it_lets_go(tmp_path):
+    settings = MemorySettings(1, 2, 100)
+    first, second = MemoryActor(settings, tmp_path), MemoryActor(settings, tmp_path)
+    lease = first.open_writer("a", 0)
+    first.append("a", lease, 0, torch.ones(3, 1, 2).numpy())
+    with pytest.raises(OSError, match="in use by another store"):
+        second.counts()
+    first.close()
+    assert second.counts().chunks == 3
+    assert second.gone([0, 7]) == [7]
+    assert len(second.news("b", -1, 10).ids) == 3
+    second.close()
