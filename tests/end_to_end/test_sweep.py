@@ -203,7 +203,7 @@ def test_the_runs_of_a_node_that_dies_go_on_on_another(tmp_path):
     # Runs that are long enough to be in the middle of when a node has gone.
     spec, alone = str(tmp_path / "long.toml"), tmp_path / "alone"
     Path(spec).write_text(
-        'environments = ["HalfCheetah-v5"]\nseeds = 4\nsteps = 15_000\ncheckpoint_every = 500\n'
+        'environments = ["HalfCheetah-v5"]\nseeds = 4\nsteps = 9_000\ncheckpoint_every = 500\n'
         "[agents.intentional]\n"
     )
     finish(spec, "--out", str(alone))

@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 import torch
 
+from streamwise.cli import main
 from streamwise.memory.store import InProcessStore
 from streamwise.runs.checkpoint import Checkpoints
 from streamwise.runs.sweep_data import read_events
+from streamwise.runs.up_status import read_status
 
 ROOM = "streamwise/DelayedRecall-v0?symbols=3&delay=6"
 SYSTEM = f"""
@@ -33,7 +35,7 @@ chunk_length = 2
 
 [learners.ann]
 stream = "room"
-steps = 2_000
+steps = 1_200
 checkpoint_every = 100
 backend = "torch"
 writes = "shared"
@@ -42,7 +44,7 @@ step_size_rule = "obgd"
 [learners.bob]
 stream = "room"
 seed = 1
-steps = 1_800
+steps = 1_500
 checkpoint_every = 100
 backend = "torch"
 reads = "shared"
@@ -58,7 +60,7 @@ backend = "reference"
 checkpoint_seconds = 0.2
 interval = 500
 """
-EVENTS = 10_000  # of each partition
+EVENTS = 8_000  # of each partition
 
 
 def start(*arguments: str) -> subprocess.Popen:
@@ -78,10 +80,6 @@ def finish(*arguments: str, code: int = 0) -> str:
     assert process.returncode == code, output
     assert "Traceback" not in output
     return output
-
-
-def status(out: Path) -> dict:
-    return json.loads(finish("status", str(out), "--json"))
 
 
 def seen(out: Path) -> dict:
@@ -140,7 +138,7 @@ def ann_alone(tmp_path_factory) -> Path:
     """What `train` makes of the settings of ann, who reads nothing of others."""
     out = tmp_path_factory.mktemp("alone") / "ann"
     flags = {
-        "steps": 2_000, "checkpoint-every": 100, "backend": "torch", "step-size-rule": "obgd",
+        "steps": 1_200, "checkpoint-every": 100, "backend": "torch", "step-size-rule": "obgd",
         "label": "ann", "out": out, "memory": "hcam", "memory-span": "life", "memory-chunk-length": 2,
     }  # fmt: skip
     finish("train", ROOM, *(f"--{name}={value}" for name, value in flags.items()))
@@ -170,7 +168,7 @@ def test_whoever_is_killed_the_rest_goes_on_and_nothing_is_lost_or_doubled(spec,
     wait_for(lambda: len(events(out, "started")) >= 7, "all of them again")
     driver.kill()
     driver.wait()
-    assert status(out)["state"] in ("not running", "finished")
+    assert read_status(out)["state"] == "not running"
     output = finish("up", str(out), "--until-end")
     assert {line for line in output.splitlines() if line.endswith(": finished")} == {
         "ann: finished", "bob: finished", "shop/0: finished", "shop/1: finished"
@@ -183,20 +181,22 @@ def test_whoever_is_killed_the_rest_goes_on_and_nothing_is_lost_or_doubled(spec,
     np.testing.assert_array_equal(chunks_of(out, "ann"), np.arange(sealed))
     bob = state_of(out / "learners" / "bob")
     np.testing.assert_array_equal(chunks_of(out, "bob"), np.arange(int(bob["memory.counters"][0])))
-    now = status(out)
+    now = read_status(out)
     assert now["state"] == "finished"
     steps = {one["name"]: one["step"] for one in now["learners"]}
-    assert steps == {"ann": 2_000, "bob": 1_800, "shop/0": EVENTS, "shop/1": EVENTS}
+    assert steps == {"ann": 1_200, "bob": 1_500, "shop/0": EVENTS, "shop/1": EVENTS}
     (memory,) = now["memories"]
     assert memory["chunks"] == sealed + int(bob["memory.counters"][0])
 
 
-def test_ctrl_c_ends_every_learner_with_a_checkpoint(spec, tmp_path):
+def test_ctrl_c_ends_every_learner_with_a_checkpoint(spec, tmp_path, capsys):
     out, endless = tmp_path / "system", tmp_path / "tried.toml"
     endless.write_text(re.sub(r"(?m)^steps = .*$", "", Path(spec).read_text()))
     driver = start("up", str(endless), "--out", str(out))
     wait_for(lambda: any(one["step"] > 500 for one in seen(out)["learners"]), "learning")
-    assert finish("up", str(out), code=2).startswith(f"streamwise up: {out} is in use by process")
+    with pytest.raises(SystemExit):
+        main(["up", str(out)])
+    assert capsys.readouterr().err.startswith(f"streamwise up: {out} is in use by process {driver.pid}")
     os.killpg(driver.pid, signal.SIGINT)
     output, _ = driver.communicate(timeout=240)
     assert driver.returncode == 130, output
@@ -207,6 +207,4 @@ def test_ctrl_c_ends_every_learner_with_a_checkpoint(spec, tmp_path):
         run = out / "learners" / name / (f"workers-0001/{int(worker):04d}" if worker else "")
         assert (run / "checkpoints" / f"step-{event['step']:012d}").is_dir()
     assert events(out, "stopped")
-    table = finish("status", str(out))
-    assert "tried: stopped, as of" in table
-    assert "shop" in table
+    assert read_status(out)["state"] == "stopped"
