@@ -166,6 +166,7 @@ class Window(Ring):
         super().bind(table)
         self._queues: dict[int, list[int]] = {}  # by stream: a heap of ids, some of which may have gone
         self._counts: dict[int, int] = {}
+        self._queued: set[int] = set()  # ids, in any queue
         for slot in np.argsort(table["id"], kind="stable")[table.capacity - len(table.slots) :].tolist():
             self._queue(slot)
 
@@ -179,7 +180,7 @@ class Window(Ring):
                 if not self._expired(slot, coming, self._counts[stream] - len(going)):
                     break
                 going.append(slot)
-            heapq.heappop(queue)
+            self._queued.discard(heapq.heappop(queue))
         return going
 
     def came(self, slot: int) -> None:
@@ -193,6 +194,7 @@ class Window(Ring):
         stream = int(self._table["stream"][slot])
         self._counts[stream] -= 1
         if not self._counts[stream]:
+            self._queued.difference_update(self._queues[stream])
             del self._counts[stream], self._queues[stream]
 
     def changed(self, slot: int) -> None:
@@ -200,12 +202,19 @@ class Window(Ring):
         super().changed(slot)
         stream = int(self._table["stream"][slot])
         if stream in self._queues and not self._table["pins"][slot]:
-            heapq.heappush(self._queues[stream], int(self._table["id"][slot]))
+            self._enqueue(stream, int(self._table["id"][slot]))
 
     def _queue(self, slot: int) -> None:
         stream = int(self._table["stream"][slot])
-        heapq.heappush(self._queues.setdefault(stream, []), int(self._table["id"][slot]))
+        self._queues.setdefault(stream, [])
+        self._enqueue(stream, int(self._table["id"][slot]))
         self._counts[stream] = self._counts.get(stream, 0) + 1
+
+    def _enqueue(self, stream: int, id: int) -> None:
+        """Have a chunk looked at, once: one that is unpinned may never have been passed over."""
+        if id not in self._queued:
+            self._queued.add(id)
+            heapq.heappush(self._queues[stream], id)
 
     def _expired(self, slot: int, coming: Any, count: int) -> bool:
         table = self._table

@@ -274,11 +274,12 @@ class SegmentLog:
 
     def remove_files(self) -> None:
         """Delete the files of which no record is asked for, by this state or one that is kept."""
-        present = self._files()
+        present, ends_in = self._files(), (self.length - 1) // self.records_per_file  # where `mark` looks
         for file in sorted(self._emptied):
             # A drop says that a slot is empty, as long as older files may say otherwise.
             needed = file in self._with_drops and present[0] < file
-            if file != self._active and self._emptied[file] <= self.oldest_kept and not needed:
+            needed |= file in (self._active, ends_in)
+            if self._emptied[file] <= self.oldest_kept and not needed:
                 self._remove(file)
                 present.remove(file)
                 del self._emptied[file]

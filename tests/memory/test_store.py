@@ -967,3 +967,37 @@ def test_a_million_chunks_on_disk_take_less_than_a_gigabyte_of_memory(tmp_path):
     assert most < 1e9
     store.close()
     shutil.rmtree(directory)
+
+
+def test_a_chunk_that_was_pinned_for_a_while_goes_once():
+    """It was in the queue of what may go twice, and was let go of twice."""
+    for _ in range(2):
+        store = make(None, "episode")
+        id = seal(store, 1, episode=0)
+        for _ in range(3):
+            store.pin([id])
+            store.unpin([id])
+        seal(store, 2, episode=0)
+        seal(store, 3, episode=1)
+        assert kept_ids(store) == [2]
+        assert max(map(len, store.retention._queues.values())) == 1
+
+
+def test_a_state_that_ends_with_a_file_in_which_nothing_is_kept_can_be_gone_back_to_again(tmp_path):
+    """The file was deleted, and the next state had to say how the log ends there."""
+    store = make(tmp_path)
+    for number in range(2):
+        store.drop([seal(store, number)])
+    state = store.state_dict()  # of a file's four records
+    seal(store, 2)
+    for _ in range(2):
+        store.load_state_dict(state)
+        store.forget_before(store.generation - 1)
+        state = store.state_dict()
+        store.forget_before(store.generation - 1)
+        state = store.state_dict()
+    store.close()
+    store = make(tmp_path)
+    store.load_state_dict(state)
+    assert seal(store, 3) == 2
+    store.close()
