@@ -232,7 +232,9 @@ class AgainstADictionary(RuleBasedStateMachine):
 
 
 TestAgainstADictionary = AgainstADictionary.TestCase
-TestAgainstADictionary.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestAgainstADictionary.settings = settings(
+    max_examples=100, stateful_step_count=40, deadline=None, derandomize=True
+)
 
 
 # -- killed
