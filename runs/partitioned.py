@@ -38,9 +38,12 @@ from streamwise.runs.partitions import (
 from streamwise.runs.ray_cluster import (
     Journal,
     RayStoppedError,
+    answered,
     errors_of_others_to,
+    pause_after,
     reach,
     running_ray,
+    there,
     why_it_ended,
 )
 from streamwise.runs.rebalance import held, rebalance, tidy
@@ -53,7 +56,6 @@ __all__ = ["Slot", "WorkerError", "arranged", "ingest_partitioned"]
 _LONGEST_WAIT_SECONDS = 0.25  # for news of the workers, before the display is drawn again
 _ASK_EVERY_SECONDS = 1.0  # each worker for its progress
 _LOOK_EVERY_SECONDS = 30.0  # for partitions that have appeared
-_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 60.0  # before a worker that was lost goes on
 _STOP_WITHIN_SECONDS = 120.0
 _SYNC_WITHIN_SECONDS = 5.0
 
@@ -92,7 +94,7 @@ def ingest_partitioned(
     display: Callable[..., Any] = EventDisplay,
     stop: StopRequest | None = None,
 ) -> IngestResult:
-    """Start a run of several workers, or go on with one, by as many workers as are asked for now.
+    """Start a run of several workers, or go on with one, by as many as the configuration has.
 
     A run that had one worker is divided where it is; one that is to have one goes on in this process, without
     Ray. Raises UsageError for what the user can mend, WorkerError and RayStoppedError where a run fails.
@@ -265,12 +267,7 @@ class _Driver:
             .remote()
         )
         config = worker_config(self.config, self.arrangement, number)
-        return Slot(number, config, runner, self._started(runner))
-
-    @staticmethod
-    def _started(runner: Any) -> Any:
-        """Return a call that answers when the process is there, however often it has to be started."""
-        return runner.where.options(max_task_retries=-1).remote()
+        return Slot(number, config, runner, there(runner))
 
     def _start(self) -> None:
         now = time.monotonic()
@@ -299,16 +296,11 @@ class _Driver:
         """Wait a moment for whatever comes first, and take it in."""
         calls = {slot.call: slot for slot in self.slots if slot.call is not None}
         asked = {slot.asked: slot for slot in self.slots if slot.asked is not None}
-        everything = [*calls, *asked]
-        if not everything:
-            time.sleep(_LONGEST_WAIT_SECONDS)
-            return
-        ready, _ = self.ray.wait(everything, timeout=_LONGEST_WAIT_SECONDS)
-        more, _ = self.ray.wait(everything, num_returns=len(everything), timeout=0)
+        ready = answered(self.ray, [*calls, *asked], _LONGEST_WAIT_SECONDS)
         # Progress first: with an end, what was asked meanwhile is forgotten.
-        for ref in asked.keys() & {*ready, *more}:
+        for ref in asked.keys() & ready:
             self._take_progress(asked[ref])
-        for ref in calls.keys() & {*ready, *more}:
+        for ref in calls.keys() & ready:
             self._take_answer(calls[ref])
 
     def _take_progress(self, slot: Slot) -> None:
@@ -340,7 +332,7 @@ class _Driver:
         try:
             answer = self.ray.get(call)
         except self.ray.exceptions.RayError as error:
-            slot.call, slot.asked = self._started(slot.runner), None
+            slot.call, slot.asked = there(slot.runner), None
             if was_running:
                 began_at = slot.progress.began_at if slot.progress else slot.began_at
                 self._lost(slot, why_it_ended(error), began_at)
@@ -380,7 +372,7 @@ class _Driver:
                     f"{self.config.directory}`."
                 )
             return
-        pause = min(_FIRST_PAUSE_SECONDS * 2.0 ** (slot.failures - 1), _LONGEST_PAUSE_SECONDS)
+        pause = pause_after(slot.failures)
         slot.restarts += 1
         slot.not_before = time.monotonic() + pause
         self.display.lost(slot, reason, pause)

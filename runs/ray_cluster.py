@@ -8,14 +8,26 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from streamwise.streams import UsageError
 
-__all__ = ["Journal", "RayStoppedError", "errors_of_others_to", "reach", "running_ray", "why_it_ended"]
+__all__ = [
+    "Journal",
+    "RayStoppedError",
+    "answered",
+    "errors_of_others_to",
+    "pause_after",
+    "reach",
+    "running_ray",
+    "there",
+    "why_it_ended",
+]
+
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 60.0
 
 
 class RayStoppedError(OSError):
@@ -103,3 +115,23 @@ def why_it_ended(error: Exception) -> str:
     if "OutOfMemory" in type(error).__name__ or "OOM" in text or "memory pressure" in text:
         return "its process was ended because the node ran out of memory"
     return "its process died"
+
+
+def there(actor: Any) -> Any:
+    """Return a call of `where` that answers when the process is there, however often it has to be started."""
+    return actor.where.options(max_task_retries=-1).remote()
+
+
+def answered(ray: Any, calls: Sequence[Any], seconds: float) -> set[Any]:
+    """Wait a moment for whichever of these calls comes first; return all that have been answered by then."""
+    if not calls:
+        time.sleep(seconds)
+        return set()
+    ray.wait(calls, timeout=seconds)
+    ready, _ = ray.wait(calls, num_returns=len(calls), timeout=0)
+    return set(ready)
+
+
+def pause_after(failures: int) -> float:
+    """Return the seconds before what has failed so often in a row is tried again."""
+    return min(_FIRST_PAUSE_SECONDS * 2.0 ** (failures - 1), _LONGEST_PAUSE_SECONDS)

@@ -24,9 +24,12 @@ from streamwise.runs.loop import StopRequest
 from streamwise.runs.ray_cluster import (
     Journal,
     RayStoppedError,
+    answered,
     errors_of_others_to,
+    pause_after,
     reach,
     running_ray,
+    there,
     why_it_ended,
 )
 from streamwise.runs.storage import replace_durably
@@ -46,7 +49,6 @@ __all__ = [
 _LONGEST_WAIT_SECONDS = 0.25  # for news of the runs, before the display is drawn again
 _ASK_EVERY_SECONDS = 1.0  # each runner for its progress
 _COUNT_NODES_EVERY_SECONDS = 3.0
-_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 60.0  # before a run that failed is tried again
 _STOP_WITHIN_SECONDS = 60.0
 
 
@@ -286,12 +288,7 @@ class _Driver:
             )
             .remote()
         )
-        return Slot(runner, self._started(runner))
-
-    @staticmethod
-    def _started(runner: Any) -> Any:
-        """Return a call that answers when the runner is there, however often it has to be started."""
-        return runner.where.options(max_task_retries=-1).remote()
+        return Slot(runner, there(runner))
 
     def _assign(self) -> None:
         now = time.monotonic()
@@ -322,16 +319,11 @@ class _Driver:
         """Wait a moment for whatever comes first, and take it in."""
         calls = {slot.call: slot for slot in self.slots if slot.call is not None}
         asked = {slot.asked: slot for slot in self.slots if slot.asked is not None}
-        everything = [*calls, *asked]
-        if not everything:
-            time.sleep(_LONGEST_WAIT_SECONDS)
-            return
-        ready, _ = self.ray.wait(everything, timeout=_LONGEST_WAIT_SECONDS)
-        more, _ = self.ray.wait(everything, num_returns=len(everything), timeout=0)
+        ready = answered(self.ray, [*calls, *asked], _LONGEST_WAIT_SECONDS)
         # Progress first: with an end, what was asked meanwhile is forgotten.
-        for ref in asked.keys() & {*ready, *more}:
+        for ref in asked.keys() & ready:
             self._take_progress(asked[ref])
-        for ref in calls.keys() & {*ready, *more}:
+        for ref in calls.keys() & ready:
             self._take_answer(calls[ref])
 
     def _take_progress(self, slot: Slot) -> None:
@@ -350,7 +342,7 @@ class _Driver:
         try:
             answer = self.ray.get(call)
         except self.ray.exceptions.RayError as error:
-            slot.call, slot.asked = self._started(slot.runner), None
+            slot.call, slot.asked = there(slot.runner), None
             if job is not None:
                 self._lost(job, slot, error)
             return
@@ -407,7 +399,7 @@ class _Driver:
             self.journal.add("failed", **what, message=reason)
             self.display.gave_up(job, reason)
             return
-        pause = min(_FIRST_PAUSE_SECONDS * 2.0 ** (job.failures - 1), _LONGEST_PAUSE_SECONDS)
+        pause = pause_after(job.failures)
         job.restarts += 1
         job.not_before = time.monotonic() + pause
         self.waiting.insert(0, job)

@@ -33,9 +33,12 @@ from streamwise.runs.partitions import worker_config
 from streamwise.runs.ray_cluster import (
     Journal,
     RayStoppedError,
+    answered,
     errors_of_others_to,
+    pause_after,
     reach,
     running_ray,
+    there,
     why_it_ended,
 )
 from streamwise.runs.shared_memory import LinkCounts, MemoryActor, MemorySettings
@@ -51,7 +54,6 @@ __all__ = ["SystemResult", "UpOptions", "run_system"]
 
 _LONGEST_WAIT_SECONDS = 0.25
 _ASK_EVERY_SECONDS = 1.0
-_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 60.0
 _STOP_WITHIN_SECONDS = 60.0
 _RATE_SECONDS = 5.0  # that a speed is measured over
 
@@ -321,12 +323,7 @@ class _Driver:
         if plan.memory is not None:
             (shared,) = (one for one in self.memories if one.name == plan.memory)
             member.sharing = Sharing(shared.actor, plan.writes is not None, plan.reads is not None)
-        member.call = self._started(member)
-
-    @staticmethod
-    def _started(member: Member) -> Any:
-        """Return a call that answers when the process is there, however often it has to be started."""
-        return member.actor.where.options(max_task_retries=-1).remote()
+        member.call = there(member.actor)
 
     def _start(self) -> None:
         now = time.monotonic()
@@ -363,18 +360,13 @@ class _Driver:
         ends = {member.call: member for member in self.members if member.call is not None}
         asked = {member.asked: member for member in self.members if member.asked is not None}
         counts = {shared.asked: shared for shared in self.memories if shared.asked is not None}
-        everything = [*ends, *asked, *counts]
-        if not everything:
-            time.sleep(_LONGEST_WAIT_SECONDS)
-            return
-        ready, _ = self.ray.wait(everything, timeout=_LONGEST_WAIT_SECONDS)
-        more, _ = self.ray.wait(everything, num_returns=len(everything), timeout=0)
+        ready = answered(self.ray, [*ends, *asked, *counts], _LONGEST_WAIT_SECONDS)
         # News first: with an end, what was asked meanwhile is forgotten.
-        for ref in asked.keys() & {*ready, *more}:
+        for ref in asked.keys() & ready:
             self._take_news(asked[ref])
-        for ref in ends.keys() & {*ready, *more}:
+        for ref in ends.keys() & ready:
             self._take_end(ends[ref])
-        for ref in counts.keys() & {*ready, *more}:
+        for ref in counts.keys() & ready:
             self._take_counts(counts[ref])
 
     def _take_news(self, member: Member) -> None:
@@ -445,7 +437,7 @@ class _Driver:
         try:
             answer = self.ray.get(call)
         except self.ray.exceptions.RayError as error:
-            member.call, member.asked = self._started(member), None
+            member.call, member.asked = there(member.actor), None
             if member.state == "running":
                 self._failed(member, why_it_ended(error), member.began_at, "lost")
             return
@@ -480,7 +472,7 @@ class _Driver:
             self.journal.add("failed", learner=member.name, step=member.step, message=reason)
             self.display.say(f"{member.name}: given up: {reason}")
             return
-        pause = min(_FIRST_PAUSE_SECONDS * 2.0 ** (member.failures - 1), _LONGEST_PAUSE_SECONDS)
+        pause = pause_after(member.failures)
         member.restarts += 1
         member.not_before, member.state = time.monotonic() + pause, "paused"
         self.journal.add(event, learner=member.name, step=member.step, message=reason)
