@@ -46,6 +46,13 @@ class Lowest:
             slot >>= 7
             above[slot] = below[slot << 7 : (slot + 1) << 7].min()
 
+    def put_many(self, slots: NDArray[np.int64], scores: NDArray[np.float64]) -> None:
+        """Set the scores of some slots."""
+        self._levels[0][slots] = scores
+        for below, above in pairwise(self._levels):
+            slots = np.unique(slots >> 7)
+            above[slots] = below.reshape(-1, 128)[slots].min(axis=1)
+
     def fill(self, scores: NDArray[np.float64]) -> None:
         """Set the scores of all slots."""
         self._levels[0][: len(scores)] = scores

@@ -137,6 +137,25 @@ class SegmentLog:
         self.length += 1
         return self.length - 1
 
+    def append_chunks(self, records: NDArray[Any]) -> None:
+        """Write records [n] of chunks, at most `room` of them, as `append` does one after another.
+
+        Raises OSError, with the path, if they cannot be written; the log is then as it was.
+        """
+        file, row = divmod(self.length, self.records_per_file)
+        if row == 0 and file != self._active:
+            self._roll(file)
+        records["position"] = self.length + np.arange(len(records))
+        rows = records.view(np.uint8).reshape(len(records), self.type.itemsize)
+        records["checksum"] = [zlib.crc32(data[4:]) for data in rows]
+        self._write(memoryview(rows.reshape(-1)), self._offset(row))
+        self.length += len(records)
+
+    @property
+    def room(self) -> int:
+        """How many records the next one's file has room for."""
+        return self.records_per_file - self.length % self.records_per_file
+
     def flush(self) -> None:
         """Make all that was appended safe from a power cut."""
         if self._file >= 0:
@@ -257,10 +276,10 @@ class SegmentLog:
         self._asked_for = dict(zip(files.tolist(), counts.tolist(), strict=True))
         self._emptied = {file: self.generation for file in self._files() if file not in self._asked_for}
 
-    def keep(self, position: int) -> None:
-        """Say that a record that was just written will be asked for."""
+    def keep(self, position: int, count: int = 1) -> None:
+        """Say that records of one file that were just written, from a position on, will be asked for."""
         file = position // self.records_per_file
-        self._asked_for[file] = self._asked_for.get(file, 0) + 1
+        self._asked_for[file] = self._asked_for.get(file, 0) + count
         self._emptied.pop(file, None)
 
     def let_go(self, position: int) -> None:

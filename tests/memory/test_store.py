@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from safetensors.torch import load, save
@@ -140,6 +140,25 @@ class AgainstADictionary(RuleBasedStateMachine):
         self.truth[id] = (steps_of(self.clock, count), stream)
         self.gone |= {*before, id} - set(self.alive())
 
+    @precondition(lambda self: CAPACITY - sum(count > 0 for count in self.pins.values()) >= 4)
+    @rule(stream=st.sampled_from([0, "ann"]), chunks=st.integers(1, 4), count=st.integers(1, LENGTH))
+    def append_many(self, stream, chunks, count):
+        """On disk at once, and one after another in memory."""
+        before, first = self.alive(), self.disk.next_id
+        times = [10.0 * (self.clock + 1 + number) for number in range(chunks)]
+        contents = np.stack([steps_of(then, count) for then in times])
+        for number, then in enumerate(times):
+            about = {"first": then, "last": then, "stream": stream, "sequence": 5 + number}
+            self.memory.append(contents[number], **about)
+        self.disk.append_many(contents, times=times, stream=stream, sequence=5)
+        assert self.disk.next_id == self.memory.next_id
+        self.clock += chunks
+        if self.retention != "merge":  # which gives numbers to what it makes, too
+            self.truth |= {first + i: (steps, stream) for i, steps in enumerate(contents)}
+            self.gone |= {*before, *range(first, first + chunks)} - set(self.alive())
+        else:
+            self.gone |= set(before) - set(self.alive())
+
     @precondition(lambda self: self.alive())
     @rule(which=st.lists(st.integers(0, 7), min_size=1, max_size=3), weight=st.floats(0.0, 1.0))
     def read(self, which, weight):
@@ -235,6 +254,81 @@ TestAgainstADictionary = AgainstADictionary.TestCase
 TestAgainstADictionary.settings = settings(
     max_examples=100, stateful_step_count=40, deadline=None, derandomize=True
 )
+
+
+@given(
+    batches=st.lists(st.integers(0, 9), max_size=9), count=st.integers(1, LENGTH), on_disk=st.booleans(),
+    pinned=st.sets(st.integers(0, 20)), dropped=st.sets(st.integers(0, 20)),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_many_at_once_leave_what_they_leave_one_after_another(batches, count, on_disk, pinned, dropped):
+    states, files = [], []
+    for at_once in (True, False):
+        with tempfile.TemporaryDirectory() as folder:
+            directory = Path(folder) if on_disk else None
+            store, clock = make(directory, capacity=40), 0
+            for chunks in batches:
+                times = [10.0 * (clock + number) for number in range(chunks)]
+                contents = np.stack([steps_of(then, count) for then in times] or [np.zeros((count, WIDTH))])
+                if at_once:
+                    store.append_many(contents[:chunks], times=times, stream="ann", sequence=clock)
+                else:
+                    for number, then in enumerate(times):
+                        store.append(
+                            contents[number], first=then, last=then, stream="ann", sequence=clock + number
+                        )
+                clock += chunks
+                alive = set(kept_ids(store))
+                store.drop(sorted(alive & dropped - pinned))
+                store.pin(sorted(alive & pinned))
+            states.append(store.state_dict())
+            if directory is not None:
+                files.append({path.name: path.read_bytes() for path in sorted(directory.iterdir())})
+            store.close()
+    assert states[0].keys() == states[1].keys()
+    for name, tensor in states[0].items():
+        assert tensor.numpy().tobytes() == states[1][name].numpy().tobytes(), name
+    if on_disk:
+        assert files[0] == files[1]
+
+
+def test_many_at_once_are_all_refused_for_one_that_is_not_finite():
+    store = make(capacity=40)
+    contents = np.stack([steps_of(number) for number in range(3)])
+    contents[1, 0, 0] = np.nan
+    with pytest.raises(ValueError, match="not finite"):
+        store.append_many(contents, times=[0.0, 1.0, 2.0])
+    with pytest.raises(ValueError, match=r"2 times; use \[n, steps, width\]"):
+        store.append_many(contents, times=[0.0, 1.0])
+    with pytest.raises(ValueError, match="1 to 4 steps"):
+        store.append_many(np.zeros((3, 5, WIDTH)), times=[0.0, 1.0, 2.0])
+    assert len(store) == 0
+    assert store.next_id == 0
+
+
+def test_a_disk_that_fills_up_amid_many_keeps_the_files_that_were_whole(tmp_path, monkeypatch):
+    store = make(tmp_path, capacity=40)
+    write, left = os.pwrite, 6 * segments.record_type(LENGTH, WIDTH, "float32").itemsize
+
+    def fills_up(file, data, offset):
+        nonlocal left
+        if len(data) > left:
+            raise OSError(28, "No space left on device")
+        left -= len(data)
+        return write(file, data, offset)
+
+    monkeypatch.setattr(segments.os, "pwrite", fills_up)
+    contents = np.stack([steps_of(number) for number in range(8)])
+    with pytest.raises(OSError, match="No space left"):
+        store.append_many(contents, times=list(range(8)))
+    assert kept_ids(store) == [0, 1, 2, 3]
+    monkeypatch.undo()
+    store.append_many(contents[4:], times=list(range(4, 8)))
+    assert kept_ids(store) == list(range(8))
+    found, _ = store.contents(range(8))
+    assert (found == contents).all()
+    store.close()
+    assert everything(make(tmp_path, capacity=40))["contents"] == contents.tobytes()
 
 
 # -- killed
