@@ -4,9 +4,10 @@ A learner's step is measured with a memory of its own, and with the same one lin
 another process: as a writer, as a reader, as both. All take turns; the ratio to the first is what counts.
 Then: chunks a second that a memory takes from several writers. And what is shared: one learner is told facts,
 another is asked for them, with what the first has written and without (`streamwise up told` is the same as a
-live system).
+live system). And replicas of a large memory: how long a new reader waits for its index, what a read costs
+beside one in the memory's own process, and how little of a reader's own memory contents take.
 
-    OMP_NUM_THREADS=1 python benchmarks/shared_memory.py           # five minutes
+    OMP_NUM_THREADS=1 python benchmarks/shared_memory.py           # seven minutes
     OMP_NUM_THREADS=1 python benchmarks/shared_memory.py --only knowledge
 """
 
@@ -16,18 +17,24 @@ import contextlib
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
 
 import streamwise
 from streamwise.agents import StreamAC, StreamACConfig
+from streamwise.memory.chunks import ChunkStore, stream_code
+from streamwise.memory.hcam import HCAM, ChunkAttention
+from streamwise.memory.replica import Contents, Replica
+from streamwise.memory.segments import CHUNK, SegmentLog
 from streamwise.memory.shared import MemoryLink, SharedMemory
 from streamwise.memory.store import InProcessStore
 from streamwise.runs.ray_cluster import running_ray
@@ -35,13 +42,17 @@ from streamwise.runs.shared_memory import Linked, MemoryActor, MemorySettings, R
 
 _GREEDY = 2_000
 ROOM = "streamwise/DelayedRecall-v0?symbols=4&delay=50"
+_WIDTH = 64  # of a replica's chunks
+_READ_OF, _READS, _READ_TURNS = 10_000, 300, 20  # chunks, reads in a turn
+_BLOCKS_READ = 64
+_RECORDS_PER_FILE = 4096
 
 
 @dataclass(frozen=True)
 class Options:
     """Measure a shared memory and print tables."""
 
-    only: Literal["steps", "appends", "knowledge"] | None = None
+    only: Literal["steps", "appends", "knowledge", "replica"] | None = None
     """Measure one of them; all by default."""
     steps: int = 20_000
     """Steps of each turn."""
@@ -61,6 +72,8 @@ class Options:
     """That another is asked."""
     seeds: int = 5
     """Worlds of such facts."""
+    replica_chunks: int = 1_000_000
+    """Chunks that are in a memory before a replica of it is made."""
 
 
 def agent(env: Any, options: Options, *, reads: bool) -> StreamAC:
@@ -101,7 +114,7 @@ def learner(actor: Any, options: Options, *, writes: bool, reads: bool) -> Itera
         turn = None
         if writes or reads:
             link = MemoryLink(made.memory, f"learner {writes} {reads}", writes, reads)  # type: ignore[arg-type]
-            stack.enter_context(Linked(link, RayConnection(actor), print))
+            stack.enter_context(Linked(link, [RayConnection(actor)], print))
             turn = link.turn
 
         def run(steps: int) -> float:
@@ -220,6 +233,148 @@ def measure_knowledge(options: Options, console: Console) -> None:
     console.print(table)
 
 
+def fill_directory(directory: Path, count: int, length: int) -> None:
+    """Write so many chunks of a writer `a` as a memory would, without its work for each."""
+    log = SegmentLog(directory, length, _WIDTH, records_per_file=_RECORDS_PER_FILE)
+    random = np.random.default_rng(0)
+    noise = random.standard_normal((_RECORDS_PER_FILE, length, _WIDTH), dtype=np.float32)
+    for number, first in enumerate(range(0, count, _RECORDS_PER_FILE)):
+        ids = np.arange(first, min(first + _RECORDS_PER_FILE, count))
+        records: Any = np.zeros(len(ids), log.type)
+        for name in ("id", "slot", "position", "origin", "sequence", "first", "last"):
+            records[name] = ids
+        records["kind"], records["stream"], records["name"] = CHUNK, stream_code("a"), b"a"
+        records["steps"] = records["covered"] = length
+        records["contents"] = noise[: len(ids)] + random.standard_normal(_WIDTH, dtype=np.float32)
+        records["summary"] = records["contents"].mean(1)
+        rows = records.view(np.uint8).reshape(len(ids), -1)
+        records["checksum"] = [zlib.crc32(row[4:]) for row in rows]
+        log.keep(log.append(records[:1]))
+        with (directory / f"segment-{number:012d}.chunks").open("ab") as file:
+            file.write(rows[1:].data)
+        log.length += len(ids) - 1
+    log.close()
+
+
+class Copying(RayConnection):
+    """What reading would be without memory that processes share."""
+
+    def contents(self, wanted: Mapping[int, Sequence[int]]) -> list[Contents]:
+        """Return copies."""
+        return [part._replace(contents=part.contents.copy()) for part in super().contents(wanted)]
+
+
+class Reader:
+    """A process that reads contents, and says how much memory of its own it has."""
+
+    def __init__(self, actor: Any, source: type[RayConnection]) -> None:
+        self.replica = Replica(source(actor))
+        began = time.perf_counter()
+        self.replica.refresh()
+        self.seconds = time.perf_counter() - began
+
+    def waited(self) -> tuple[float, int]:
+        """Return the seconds until it had the index, and of how many chunks."""
+        return self.seconds, len(self.replica)
+
+    def memory(self) -> dict[str, float]:
+        """Return megabytes: of the process, and of them those that no other process looks at."""
+        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
+        kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
+        own = kilobytes["Private_Clean"] + kilobytes["Private_Dirty"]
+        return {"resident": kilobytes["Rss"] / 1e3, "own": own / 1e3}
+
+    def read(self, first: int, last: int) -> float:
+        """Look at every number of these chunks, and return how many megabytes they were."""
+        views = [self.replica.view(id) for id in range(first, last)]
+        assert all(np.isfinite(view.sum()) for view in views)
+        return sum(view.nbytes for view in views) / 1e6
+
+
+def measure_index_and_memory(actor: Any, options: Options, console: Console) -> None:
+    """Print how long new readers wait for an index, and what contents take of their memory."""
+    import ray
+
+    table = Table(title="MB of a reader that reads blocks of contents", title_justify="left")
+    for column in ("contents", "read", "resident before", "after", "own before", "after"):
+        table.add_column(column, justify="left" if column == "contents" else "right")
+    kinds: dict[str, type[RayConnection]] = {"in Ray's store": RayConnection, "copied": Copying}
+    for name, source in kinds.items():
+        reader = ray.remote(Reader).options(num_cpus=0).remote(actor, source)
+        seconds, chunks = ray.get(reader.waited.remote())
+        console.print(f"a new reader has the index of {chunks:,} chunks after {seconds:.2f} s")
+        block = ray.get(actor.shape.remote()).block_chunks
+        blocks = min(_BLOCKS_READ, chunks // block)
+        ray.get(reader.read.remote(0, block))
+        before = ray.get(reader.memory.remote())
+        read = ray.get(reader.read.remote(block, blocks * block))
+        after = ray.get(reader.memory.remote())
+        columns = (read, before["resident"], after["resident"], before["own"], after["own"])
+        table.add_row(name, *(f"{megabytes:.0f}" for megabytes in columns))
+        ray.kill(reader)
+    console.print(table)
+
+
+def measure_reads(actor: Any, options: Options, console: Console) -> None:
+    """Print what a read through a replica costs, and one of a store in the process; they take turns."""
+    import ray
+
+    own = InProcessStore(options.chunk_length, _WIDTH, _READ_OF)
+    shape = _READ_OF, options.chunk_length, _WIDTH
+    chunks = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    lease = ray.get(actor.open_writer.remote("a", 0))
+    ray.get(actor.append.remote("a", lease, 0, chunks))
+    for chunk in chunks:
+        own.append(chunk, first=0, last=0, stream="a")
+    replica = Replica(RayConnection(actor))
+    replica.refresh()
+    generator = torch.Generator().manual_seed(0)
+    attention = ChunkAttention(_WIDTH, _WIDTH, length=options.chunk_length, k=8, generator=generator)
+    queries = torch.randn(_READS, _WIDTH, generator=generator)
+
+    def run_of(store: ChunkStore) -> Callable[[], float]:
+        memory = HCAM(attention, store, stream="a")
+
+        def run() -> float:
+            began = time.perf_counter()
+            for query in queries:
+                memory.read(query)
+            return (time.perf_counter() - began) / _READS
+
+        run()
+        return run
+
+    with torch.no_grad():
+        runs = {"in the process": run_of(own), "a replica": run_of(replica)}
+        assert torch.equal(*(HCAM(attention, store, stream="a").read(queries) for store in (own, replica)))
+        seconds: dict[str, list[float]] = {name: [] for name in runs}
+        for _ in range(_READ_TURNS):
+            for name, run in runs.items():
+                seconds[name].append(run())
+    table = Table(title=f"a read of 8 of {_READ_OF:,} chunks, one query", title_justify="left")
+    for column in ("store", "µs", "times in the process"):
+        table.add_column(column, justify="left" if column == "store" else "right")
+    for name, spent in seconds.items():
+        ratio = statistics.median(
+            one / other for one, other in zip(spent, seconds["in the process"], strict=True)
+        )
+        table.add_row(name, f"{1e6 * statistics.median(spent):.0f}", f"{ratio:.3f}")
+    console.print(table)
+
+
+def measure_replicas(folder: Path, options: Options, console: Console) -> None:
+    """Print what following a memory in another process costs a reader."""
+    import ray
+
+    fill_directory(folder / "large", options.replica_chunks, options.chunk_length)
+    settings = MemorySettings(options.chunk_length, _WIDTH, max(options.replica_chunks, _READ_OF))
+    for name, measure in {"large": measure_index_and_memory, "small": measure_reads}.items():
+        actor = ray.remote(MemoryActor).options(num_cpus=0).remote(settings, folder / name)
+        ray.get(actor.counts.remote())
+        measure(actor, options, console)
+        ray.get(actor.close.remote())
+
+
 def main() -> None:
     """Measure."""
     options = tyro.cli(Options, description=Options.__doc__)
@@ -229,7 +384,7 @@ def main() -> None:
     width = streamwise.make(ROOM, seed=0).observation_space.shape[0]
     measures = {"steps": measure_steps, "appends": measure_appends}
     chosen = [measure for name, measure in measures.items() if options.only in (None, name)]
-    if not chosen:
+    if not chosen and options.only not in (None, "replica"):
         return
     with tempfile.TemporaryDirectory() as folder, running_ray(None, 4):
         import ray
@@ -239,6 +394,8 @@ def main() -> None:
             actor = ray.remote(MemoryActor).options(num_cpus=0).remote(settings, Path(folder) / str(number))
             measure(actor, options, console)
             ray.get(actor.close.remote())
+        if options.only in (None, "replica"):
+            measure_replicas(Path(folder) / "replicas", options, console)
 
 
 if __name__ == "__main__":

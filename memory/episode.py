@@ -125,15 +125,18 @@ class EpisodeMemory:
             self.counters[0] = 0
             self.visible[: self.own_slots] = 0
 
-    def sealed_chunk(self, number: int) -> NDArray[Any]:
-        """Return the chunk that was sealed as this one, from 0, [chunk_length, width], if it is still kept.
+    def sealed_chunks(self, numbers: range) -> NDArray[Any]:
+        """Return the chunks that were sealed as these, counted from 0, [n, chunk_length, width].
 
-        Raises KeyError if it is not.
+        Raises KeyError if one is not kept any more.
         """
-        if not self.counters[0] - self.own_slots < number < self.counters[0]:
-            raise KeyError(f"chunk {number} is not kept; the last {self.own_slots - 1} that were sealed are.")
-        chunk: NDArray[Any] = self.contents[number % self.own_slots, :, : self.item_width]
-        return chunk
+        if numbers and not self.counters[0] - self.own_slots < numbers[0] <= numbers[-1] < self.counters[0]:
+            raise KeyError(
+                f"chunks {numbers[0]} to {numbers[-1]} are not all kept; the last {self.own_slots - 1} that "
+                "were sealed are."
+            )
+        chunks: NDArray[Any] = self.contents[np.array(numbers, int) % self.own_slots, :, : self.item_width]
+        return chunks
 
     def admit(self, id: int, contents: NDArray[Any]) -> None:
         """Take in a chunk of somebody else, [chunk_length, width], under an id of 0 or more, for the first.

@@ -146,7 +146,7 @@ class SegmentLog:
         if row == 0 and file != self._active:
             self._roll(file)
         records["position"] = self.length + np.arange(len(records))
-        rows = records.view(np.uint8).reshape(len(records), self.type.itemsize)
+        rows: Any = records.view(np.uint8).reshape(len(records), self.type.itemsize)
         records["checksum"] = [zlib.crc32(data[4:]) for data in rows]
         self._write(memoryview(rows.reshape(-1)), self._offset(row))
         self.length += len(records)

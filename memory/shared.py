@@ -27,7 +27,7 @@ import os
 import secrets
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import NamedTuple, Protocol
@@ -37,6 +37,7 @@ from numpy.typing import NDArray
 
 from streamwise.memory.chunks import stream_code
 from streamwise.memory.episode import EpisodeMemory
+from streamwise.memory.sharded import shard_of
 from streamwise.memory.store import InProcessStore
 
 __all__ = [
@@ -146,22 +147,37 @@ class SharedMemory:
             raise OpenedAgainError(f"another process has opened the memory as {writer}.")
         if sequence > at.sequence:
             raise ValueError(f"{writer} sends chunk {sequence}, and {at.sequence} comes next.")
-        for chunk in contents[at.sequence - sequence :]:
-            self._take(writer, at, chunk)
+        chunks = contents[at.sequence - sequence :]
+        known = 0
+        while known < len(chunks) and at.in_doubt and self._repeats(at, chunks[known]):
+            known += 1
+        if known < len(chunks):
+            self._write(writer, at, chunks[known:])
         return at.sequence
 
-    def _take(self, writer: str, at: _Writer, chunk: NDArray[np.float32]) -> None:
-        id = at.in_doubt.pop(at.sequence, None)
-        if id is not None and self._is(id, chunk):
-            self.repeated += 1
-        else:
-            self._take_back(([] if id is None else [id]) + list(at.in_doubt.values()))
-            at.in_doubt.clear()
-            number = at.sequence
-            sealed = self.store.append(chunk, first=number, last=number, stream=writer, sequence=number)
-            self._recent.append((sealed, stream_code(writer)))
-            self.written[writer] = self.written.get(writer, 0) + 1
+    def _repeats(self, at: _Writer, chunk: NDArray[np.float32]) -> bool:
+        """Take note of a chunk that has come before; False if this is another one, or new."""
+        id = at.in_doubt.get(at.sequence)
+        if id is None or not self._is(id, chunk):
+            return False
+        del at.in_doubt[at.sequence]
         at.sequence += 1
+        self.repeated += 1
+        return True
+
+    def _write(self, writer: str, at: _Writer, chunks: NDArray[np.float32]) -> None:
+        self._take_back(list(at.in_doubt.values()))
+        at.in_doubt.clear()
+        first, numbers = self.store.next_id, range(at.sequence, at.sequence + len(chunks))
+        try:
+            self.store.append_many(chunks, times=numbers, stream=writer, sequence=at.sequence)
+        except BaseException:
+            del self._writers[writer]  # some may be there: they are in doubt when it is opened again
+            raise
+        code = stream_code(writer)
+        self._recent.extend((id, code) for id in range(first, self.store.next_id))
+        self.written[writer] = self.written.get(writer, 0) + len(chunks)
+        at.sequence += len(chunks)
 
     def _is(self, id: int, chunk: NDArray[np.float32]) -> bool:
         try:
@@ -235,24 +251,34 @@ class MemoryCounts(NamedTuple):
 
 
 @dataclass
-class MemoryLink:
-    """Between the memory of one learner, which lasts, and shared ones.
+class _Heard:
+    """What a link has heard from one shard."""
 
-    name: of the learner. writes: whether its sealed chunks are sent. reads: whether those of others are
-    admitted. `turn` belongs to the thread of the learner, after each sample; `exchange` to another one.
+    after: int | None = None  # ids up to here were heard of; None: nothing was asked yet
+    age: int = -1
+    drops: int = 0
+    problem: str = ""  # why the last exchange failed; empty: it did not
+
+
+@dataclass
+class MemoryLink:
+    """Between the memory of one learner, which lasts, and a shared one, of one or several shards.
+
+    name: of the learner. writes: whether its sealed chunks are sent; all go to one shard, which follows from
+    its name. reads: whether those of others are admitted, from all shards. `turn` belongs to the thread of
+    the learner, after each sample; `exchange` to another one, or one for each shard.
     """
 
     memory: EpisodeMemory
     name: str
     writes: bool
     reads: bool
+    shards: int = 1
     received: int = 0
-    problem: str = ""  # why the last exchange failed; empty: it did not
     waits: bool = False  # the learner does, for what it wrote to arrive
     _lease: int | None = None
-    _after: int | None = None  # ids up to here were heard of; None: nothing was asked yet
-    _age: int = -1
-    _drops: int = 0
+    home: int = field(init=False)  # the shard that this learner writes to
+    _heard: list[_Heard] = field(init=False)  # by shard
     _inbox: deque[tuple[int, NDArray[np.float32] | None]] = field(default_factory=deque)  # None: it is gone
     _arrived: threading.Condition = field(default_factory=threading.Condition)
 
@@ -261,11 +287,18 @@ class MemoryLink:
             raise ValueError("chunks of an episode go with it; share a memory that lasts.")
         if self.reads and not len(self.memory.guest_ids):
             raise ValueError("the memory has no room for guests.")
+        self.home = shard_of(self.name, self.shards)
+        self._heard = [_Heard() for _ in range(self.shards)]
 
     @property
     def unsent(self) -> int:
         """Chunks that are sealed and not known to have arrived."""
         return int(self.memory.counters[0]) - self.memory.delivered if self.writes else 0
+
+    @property
+    def problem(self) -> str:
+        """Why the last exchange with a shard failed; empty if none did."""
+        return next((heard.problem for heard in self._heard if heard.problem), "")
 
     def turn(self, is_over: Callable[[], bool] = lambda: False) -> None:
         """Admit what has come; wait while no chunk may be overwritten, unless `is_over` says so."""
@@ -291,10 +324,16 @@ class MemoryLink:
                 self._arrived.wait(0.05)
         self.waits = False
 
-    def exchange(self, connection: Connection) -> bool:
+    def concerns(self, shard: int) -> bool:
+        """Whether there is anything to exchange with this shard, ever."""
+        return self.reads or (self.writes and shard == self.home)
+
+    def exchange(self, connection: Connection, shard: int = 0) -> bool:
         """Send what has been sealed, and ask for what others have written; return whether there is more."""
-        more = self._send(connection) if self.writes else False
-        return self._receive(connection) or more if self.reads else more
+        more = self._send(connection) if self.writes and shard == self.home else False
+        more = self._receive(connection, shard) or more if self.reads else more
+        self._heard[shard].problem = ""
+        return more
 
     def _send(self, connection: Connection) -> bool:
         memory, sealed = self.memory, int(self.memory.counters[0])
@@ -305,33 +344,43 @@ class MemoryLink:
             return False
         # Not overwritten meanwhile: the learner waits for these.
         numbers = range(first, min(sealed, first + _SENT_AT_ONCE))
-        chunks = np.stack([memory.sealed_chunk(number) for number in numbers]).astype(np.float32)
+        chunks = memory.sealed_chunks(numbers).astype(np.float32)
         memory.delivered = connection.append(self.name, self._lease, first, chunks)
         with self._arrived:
             self._arrived.notify()
         return memory.delivered < sealed
 
-    def _receive(self, connection: Connection) -> bool:
-        room = len(self.memory.guest_ids)
+    def _receive(self, connection: Connection, shard: int) -> bool:
+        heard, room = self._heard[shard], len(self.memory.guest_ids)
         if len(self._inbox) > room:  # the learner is busy; what would come now may have gone by then
             return False
-        if self._after is None:  # a memory that was restored has guests
-            self._after = int(self.memory.guest_ids.max(initial=-1))
-        news = connection.news(self.name, self._after, room)
-        if (news.age, news.drops) != (self._age, self._drops):
-            self._look_for_gone(connection, news)
-        self._inbox.extend(zip(news.ids.tolist(), news.contents, strict=True))
-        self._after = news.next_id - 1
+        if heard.after is None:  # a memory that was restored has guests
+            heard.after = max(self._ids_of(shard, self.memory.guest_ids), default=-1)
+        news = connection.news(self.name, heard.after, room)
+        if (news.age, news.drops) != (heard.age, heard.drops):
+            self._look_for_gone(connection, shard, news)
+        self._inbox.extend(zip(self._guests(shard, news.ids.tolist()), news.contents, strict=True))
+        heard.after = news.next_id - 1
         return bool(len(news.ids))
 
-    def _look_for_gone(self, connection: Connection, news: News) -> None:
+    def _look_for_gone(self, connection: Connection, shard: int, news: News) -> None:
         """Dismiss what was taken back, or let go of: it is not known which."""
-        known = [id for id, _ in self._inbox]
-        known += self.memory.guest_ids[self.memory.guest_ids >= 0].tolist()
+        waiting = [id for id, _ in list(self._inbox)]  # at once: the learner empties it meanwhile
+        known = self._ids_of(shard, [*waiting, *self.memory.guest_ids.tolist()])
         gone = connection.gone(known) if known else []
-        self._inbox.extend((id, None) for id in gone)
-        self._age, self._drops = news.age, news.drops
+        self._inbox.extend((guest, None) for guest in self._guests(shard, gone))
+        self._heard[shard].age, self._heard[shard].drops = news.age, news.drops
 
-    def lost(self, problem: str) -> None:
-        """Say that the memory could not be reached, or has been started again: it is opened anew."""
-        self.problem, self._lease = problem, None
+    def _guests(self, shard: int, ids: Iterable[int]) -> list[int]:
+        """Return what chunks of a shard are called among all shards' guests."""
+        return [id * self.shards + shard for id in ids]
+
+    def _ids_of(self, shard: int, guests: Iterable[int]) -> list[int]:
+        """Return the ids, in their shard, of those guests that are of this one."""
+        return [int(guest) // self.shards for guest in guests if guest >= 0 and guest % self.shards == shard]
+
+    def lost(self, problem: str, shard: int = 0) -> None:
+        """Say that a shard could not be reached, or has been started again: it is opened anew."""
+        self._heard[shard].problem = problem
+        if shard == self.home:
+            self._lease = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib.metadata
 import re
 import tomllib
@@ -22,13 +21,13 @@ from streamwise.agents.native import Backend
 from streamwise.runs.storage import open_storage, replace_durably
 from streamwise.streams import UsageError
 from streamwise.streams.csv_series import DEFAULT_TRACE_DECAYS
+from streamwise.streams.errors import nearest
 
 __all__ = [
     "Preset",
     "RunConfig",
     "load_config",
     "load_preset",
-    "nearest",
     "preset_names",
     "read_toml",
     "save_config",
@@ -230,13 +229,6 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} cannot be read: {reason}.") from None
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path} is not TOML: {error}.") from None
-
-
-def nearest(name: str, known: Any) -> str:
-    """Return the end of an error: what was probably meant, and everything that is known."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    return f"{hint} Choose one of: {', '.join(sorted(known))}."
 
 
 def _versions() -> dict[str, str]:

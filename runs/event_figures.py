@@ -38,7 +38,7 @@ def event_svgs(runs: Sequence[EventRun], compared: Compared, best: EventRun) -> 
     calibration = _calibration_panels(runs)
     return {
         "behind": svgs(_difference_panels(runs, compared, best), (4.4, 2.3) if len(runs) > 2 else (6.2, 2.3)),
-        "likelihood": svgs(_likelihood_panels(runs), (8.0, 2.9)),
+        "likelihood": svgs(likelihood_panels(runs), (8.0, 2.9)),
         "parts": svgs(_part_panels(runs), (3.2, 2.3)),
         "calibration": svgs(calibration, (3.2, 2.3) if len(calibration) == 3 else (4.4, 2.6)),
         "activity": svgs(_activity_panels(runs), (3.2, 2.3)),
@@ -62,7 +62,7 @@ def event_png(title: str, runs: Sequence[EventRun]) -> bytes:
     columns = 3 if len(calibration) == 3 else 2
     rows += [dict(calibration[at : at + columns]) for at in range(0, len(calibration), columns)]
     rows += [panels for panels in (_activity_panels(runs),) if panels]
-    return sweep_png(title, _likelihood_panels(runs), [(panels, 2.8) for panels in rows])
+    return sweep_png(title, likelihood_panels(runs), [(panels, 2.8) for panels in rows])
 
 
 def part_width(runs: Sequence[EventRun]) -> str:
@@ -81,7 +81,7 @@ def _difference_panels(runs: Sequence[EventRun], compared: Compared, best: Event
     }
 
 
-def _likelihood_panels(runs: Sequence[EventRun]) -> Panels:
+def likelihood_panels(runs: Sequence[EventRun]) -> Panels:
     return {"Log-likelihood per event": partial(_draw_score, runs, "log_likelihood", "nats")}
 
 

@@ -13,8 +13,9 @@ import tyro
 
 from streamwise.agents import event_model_class
 from streamwise.agents.event_model import EventBackend, EventSettings
-from streamwise.runs.config import nearest, read_toml, save_config, settings_of
+from streamwise.runs.config import read_toml, save_config, settings_of
 from streamwise.streams import UsageError
+from streamwise.streams.errors import nearest
 from streamwise.streams.sources import resolved_url
 
 __all__ = ["FIXED", "IngestConfig", "is_ingest", "load_ingest", "save_ingest"]

@@ -18,8 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
-from streamwise.agents import event_model_class
-from streamwise.agents.event_merge import Parameters, TypesFullError, average
+from streamwise.runs.averaging import Averaging
 from streamwise.runs.checkpoint import Checkpoints
 from streamwise.runs.event_progress import EventDisplay
 from streamwise.runs.ingest import IngestResult, check_same, ingest
@@ -28,7 +27,7 @@ from streamwise.runs.lock import locked
 from streamwise.runs.loop import StopRequest
 from streamwise.runs.merged_run import finish_merged
 from streamwise.runs.partition_display import PartitionDisplay
-from streamwise.runs.partition_worker import Shared, Worker, WorkerOutcome, WorkerProgress
+from streamwise.runs.partition_worker import Worker, WorkerOutcome, WorkerProgress
 from streamwise.runs.partitions import (
     Arrangement,
     check_divisible,
@@ -57,7 +56,6 @@ _LONGEST_WAIT_SECONDS = 0.25  # for news of the workers, before the display is d
 _ASK_EVERY_SECONDS = 1.0  # each worker for its progress
 _LOOK_EVERY_SECONDS = 30.0  # for partitions that have appeared
 _STOP_WITHIN_SECONDS = 120.0
-_SYNC_WITHIN_SECONDS = 5.0
 
 
 class WorkerError(OSError):
@@ -208,7 +206,9 @@ class _Driver:
         self.stop = stop or StopRequest()
         self.failure: Exception | None = None
         self.lost_for_good: Slot | None = None
-        self._sync = _Sync(config, ray, self.display, journal) if config.sync_seconds else None
+        self._averaging = (
+            Averaging(config, ray, self.display.note, journal.add) if config.sync_seconds else None
+        )
         self._asked_at = -float("inf")
         self._looked_at = time.monotonic()
         self._looking = ThreadPoolExecutor(1)
@@ -244,8 +244,10 @@ class _Driver:
                 self._take_up_new_partitions()
                 self._start()
                 self._ask()
-                if self._sync is not None:
-                    self._sync.when_due(self.slots)
+                if self._averaging is not None:
+                    self._averaging.when_due(
+                        [slot.runner for slot in self.slots if slot.running and slot.progress is not None]
+                    )
                 self._wait()
                 self.display.update(self.slots)
 
@@ -445,68 +447,3 @@ class _Driver:
                         slot.runner.stop.options(concurrency_group="watch").remote()
             self._wait()
         return not any(slot.running for slot in self.slots)
-
-
-class _Sync:
-    """Makes the models of workers alike, every so many seconds, between two polls of each."""
-
-    def __init__(
-        self, config: IngestConfig[Any], ray: Any, display: PartitionDisplay, journal: Journal
-    ) -> None:
-        self.ray, self.display, self.journal = ray, display, journal
-        self.seconds = config.sync_seconds or 0.0
-        self.like = event_model_class(config.model)(config.settings, backend="reference")
-        self.before: Parameters | None = None
-        self.round = 0  # the last that was taken
-        self.rounds = 0
-        self._due_at = time.monotonic() + self.seconds
-
-    def when_due(self, slots: Sequence[Slot]) -> None:
-        """Take, average and give back, if it is time to and two are at work."""
-        at_work = [slot for slot in slots if slot.running and slot.progress is not None]
-        if time.monotonic() < self._due_at or len(at_work) < 2:
-            return
-        self.rounds += 1
-        number = self.rounds
-        found = self._ask({slot: slot.runner.parameters for slot in at_work}, number)
-        given: dict[Slot, Shared] = {slot: shared for slot, shared in found.items() if shared is not None}
-        averaged = self._average(list(given.values()))
-        reference = None if averaged is None else self.ray.put(averaged)
-        taken = self._ask({slot: slot.runner.set_parameters for slot in given}, number, reference)
-        if averaged is not None:
-            self.before, self.round = averaged, number
-            self.journal.add("averaged", workers=sum(map(bool, taken.values())), round=number)
-        self._due_at = time.monotonic() + self.seconds
-
-    def _average(self, given: Sequence[Shared]) -> Parameters | None:
-        weights = [float(shared.events) for shared in given]
-        if len(given) < 2 or not sum(weights):
-            return None
-        alike = all(shared.round == self.round for shared in given) and self.before is not None
-        try:
-            return average(
-                self.like, [shared.parameters for shared in given], weights, self.before if alike else None
-            )
-        except TypesFullError as error:
-            self.display.note(f"no more averages: {error}")
-            self.journal.add("averages ended", message=str(error))
-            self.seconds = float("inf")
-            return None
-
-    def _ask(self, methods: dict[Slot, Any], *arguments: Any) -> dict[Slot, Any]:
-        """Call a method of some workers; return what they answer in time."""
-        calls = {
-            slot: method.options(concurrency_group="watch").remote(*arguments)
-            for slot, method in methods.items()
-        }
-        if not calls:
-            return {}
-        ready, _ = self.ray.wait(list(calls.values()), num_returns=len(calls), timeout=_SYNC_WITHIN_SECONDS)
-        answers = {}
-        for slot, call in calls.items():
-            if call in ready:
-                try:
-                    answers[slot] = self.ray.get(call)
-                except self.ray.exceptions.RayError:  # it has died; its other call says so
-                    continue
-        return answers

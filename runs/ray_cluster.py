@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from streamwise.runs.sweep_data import read_events
 from streamwise.streams import UsageError
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "pause_after",
     "reach",
     "running_ray",
+    "storage_of",
     "there",
     "why_it_ended",
 ]
@@ -107,6 +109,26 @@ def reach(address: str) -> None:
         ) from None
 
 
+def storage_of(out: Path, begun: str, storage: str | None, otherwise: Path) -> str | None:
+    """Return where runs keep what they need: what was said at their first beginning still holds.
+
+    begun: the event of events.jsonl that says it. otherwise: where they keep it if there is no storage.
+    Raises UsageError if another one is asked for.
+    """
+    if storage is not None and "://" not in storage:
+        storage = str(Path(storage).absolute())
+    first = next((event for event in read_events(out / "events.jsonl") if event["event"] == begun), None)
+    if first is None:
+        return storage
+    before: str | None = first.get("storage")
+    if storage not in (None, before):
+        raise UsageError(
+            f"the runs of {out} are in {before or otherwise}, not in {storage}; "
+            "leave --storage out, or choose another --out."
+        )
+    return before
+
+
 def why_it_ended(error: Exception) -> str:
     """Return, of Ray's pages on a death, the line that names the cause."""
     text = str(error)
@@ -119,7 +141,7 @@ def why_it_ended(error: Exception) -> str:
 
 def there(actor: Any) -> Any:
     """Return a call of `where` that answers when the process is there, however often it has to be started."""
-    return actor.where.options(max_task_retries=-1).remote()
+    return actor.where.options(max_task_retries=-1, concurrency_group="watch").remote()
 
 
 def answered(ray: Any, calls: Sequence[Any], seconds: float) -> set[Any]:

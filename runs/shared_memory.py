@@ -10,7 +10,8 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from streamwise.memory.replica import Contents, Increment, Mark, Publisher, Shape
 from streamwise.memory.retention import LogThinning, Reservoir, Ring
 from streamwise.memory.shared import (
+    Connection,
     MemoryCounts,
     MemoryLink,
     News,
@@ -42,16 +45,22 @@ _EXCHANGE_SECONDS = 0.1
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.2, 5.0  # while the memory is away
 _ANSWER_WITHIN_SECONDS = 30.0
 _SEND_AT_THE_END_SECONDS = 5.0
+_OBJECT_BYTES = 1 << 29  # of blocks that an actor keeps in Ray's object store
+_TRIES_FOR_LOST_OBJECTS = 3
 
 
 @dataclass(frozen=True)
 class MemorySettings:
-    """One shared memory: chunks of `chunk_length` steps of `width` numbers, at most `capacity` of them."""
+    """One shared memory: chunks of `chunk_length` steps of `width` numbers, at most `capacity` of them.
+
+    shards: processes that divide its writers, and the capacity.
+    """
 
     chunk_length: int
     width: int
     capacity: int
     retention: str = "ring"
+    shards: int = 1
 
 
 class MemoryActor:
@@ -59,11 +68,16 @@ class MemoryActor:
 
     Its files are opened with the first call, and again with the next one if that failed: another process may
     just be letting go of them.
+
+    Blocks of contents that replicas ask for are put into Ray's object store, once each: 512 MB of those that
+    were asked for last. An object goes when it is not among these and no process looks at it any more.
     """
 
     def __init__(self, settings: MemorySettings, directory: Path) -> None:
         self._settings, self._directory = settings, directory
         self._opened: SharedMemory | None = None
+        self._published: Publisher | None = None
+        self._objects: OrderedDict[int, Any] = OrderedDict()  # references, by block
         self._lock = threading.Lock()
         threading.Thread(target=self._flush_for_ever, name="flush", daemon=True).start()
 
@@ -110,6 +124,53 @@ class MemoryActor:
         with self._lock:
             return self._memory().counts()
 
+    def flush(self) -> None:
+        """See `SharedMemory`."""
+        with self._lock:
+            self._memory().flush()
+
+    def _publisher(self) -> Publisher:
+        if self._published is None:
+            self._published = Publisher(self._memory())
+        return self._published
+
+    def shape(self) -> Shape:
+        """See `Publisher`."""
+        with self._lock:
+            return self._publisher().shape()
+
+    def changes(
+        self, since: Mark | None, at: int, upto: int | None, digests: Sequence[int] | None
+    ) -> Increment:
+        """See `Publisher`."""
+        with self._lock:
+            return self._publisher().changes(since, at, upto, digests)
+
+    def contents(self, wanted: Mapping[int, Sequence[int]], anew: bool = False) -> list[Any]:
+        """Return a reference for each whole block, and `Contents` of another; see `Publisher`.
+
+        anew: make the objects again, for they are lost.
+        """
+        with self._lock:
+            publisher = self._publisher()
+            return [
+                self._object(publisher, block, anew) if publisher.is_whole(block) else publisher.some(ids)
+                for block, ids in wanted.items()
+            ]
+
+    def _object(self, publisher: Publisher, block: int, anew: bool) -> Any:
+        import ray
+
+        found = self._objects.pop(block, None)
+        if found is None or anew:
+            found = ray.put(publisher.block(block))
+        self._objects[block] = found
+        shape = publisher.shape()
+        block_bytes = 4 * shape.block_chunks * shape.chunk_length * shape.width
+        if len(self._objects) * block_bytes > _OBJECT_BYTES and len(self._objects) > 1:
+            self._objects.popitem(last=False)
+        return found
+
     def process(self) -> int:
         """Return which process this is."""
         return os.getpid()
@@ -120,20 +181,25 @@ class MemoryActor:
             if self._opened is not None:
                 self._opened.flush()
                 self._opened.store.close()
-                self._opened = None
+                self._opened = self._published = None
+                self._objects.clear()
 
 
 class RayConnection:
-    """A `Connection` to a `MemoryActor`. Calls wait for answers, and raise Ray's errors and the actor's."""
+    """A `Connection`, and the `Source` of a `Replica`, to a `MemoryActor`.
 
-    def __init__(self, actor: Any) -> None:
+    Calls wait for answers, up to 30 s, and raise Ray's errors and the actor's. patient: go on to wait while
+    the actor is started again, so that a replica notices nothing of it.
+    """
+
+    def __init__(self, actor: Any, *, patient: bool = False) -> None:
         import ray
 
         self._ray: Any = ray
-        self._actor = actor
+        self._actor, self._options = actor, {"max_task_retries": -1} if patient else {}
 
     def _call(self, method: str, *arguments: Any) -> Any:
-        call = getattr(self._actor, method).remote(*arguments)
+        call = getattr(self._actor, method).options(**self._options).remote(*arguments)
         return self._ray.get(call, timeout=_ANSWER_WITHIN_SECONDS)
 
     def open_writer(self, writer: str, sequence: int) -> int:
@@ -156,6 +222,39 @@ class RayConnection:
         gone: list[int] = self._call("gone", ids)
         return gone
 
+    def flush(self) -> None:
+        """See `SharedMemory`."""
+        self._call("flush")
+
+    def shape(self) -> Shape:
+        """See `Publisher`."""
+        shape: Shape = self._call("shape")
+        return shape
+
+    def changes(
+        self, since: Mark | None, at: int, upto: int | None, digests: Sequence[int] | None
+    ) -> Increment:
+        """See `Publisher`."""
+        found: Increment = self._call("changes", since, at, upto, digests)
+        return found
+
+    def contents(self, wanted: Mapping[int, Sequence[int]]) -> list[Contents]:
+        """See `Publisher`; whole blocks are views of Ray's object store, which are not to be written to.
+
+        Objects go with the actor that made them; its successor is asked for others.
+        """
+        ray = self._ray
+        for attempt in range(_TRIES_FOR_LOST_OBJECTS):
+            parts = self._call("contents", wanted, attempt > 0)
+            references = [part for part in parts if isinstance(part, ray.ObjectRef)]
+            try:
+                objects = iter(ray.get(references, timeout=_ANSWER_WITHIN_SECONDS))
+                break
+            except ray.exceptions.ObjectLostError:
+                if attempt == _TRIES_FOR_LOST_OBJECTS - 1:
+                    raise
+        return [next(objects) if isinstance(part, ray.ObjectRef) else part for part in parts]
+
 
 @dataclass(frozen=True)
 class LinkCounts:
@@ -172,33 +271,41 @@ class LinkCounts:
 
 
 class Linked:
-    """A link, and the thread that keeps it going until the learner ends."""
+    """A link, and the threads, one for each shard, that keep it going until the learner ends."""
 
-    def __init__(self, link: MemoryLink, connection: Any, give_up: Callable[[str], None]) -> None:
-        self.link, self._connection, self._give_up = link, connection, give_up
+    def __init__(
+        self, link: MemoryLink, connections: Sequence[Connection], give_up: Callable[[str], None]
+    ) -> None:
+        self.link, self._give_up = link, give_up
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._exchange_for_ever, name="memory", daemon=True)
+        self._threads = {
+            shard: threading.Thread(
+                target=self._exchange_for_ever, args=(connection, shard), name=f"memory {shard}", daemon=True
+            )
+            for shard, connection in enumerate(connections)
+            if link.concerns(shard)
+        }
 
     def counts(self) -> LinkCounts:
         """Return what has been exchanged."""
         link = self.link
         return LinkCounts(link.received, link.memory.delivered, link.unsent, link.waits, link.problem)
 
-    def _exchange_for_ever(self) -> None:
+    def _exchange_for_ever(self, connection: Connection, shard: int) -> None:
         pause = _FIRST_PAUSE_SECONDS
         while True:
             more = False
             try:
-                more = self.link.exchange(self._connection)
-                self.link.problem, pause = "", _FIRST_PAUSE_SECONDS
+                more = self.link.exchange(connection, shard)
+                pause = _FIRST_PAUSE_SECONDS
             except OpenedAgainError as error:
                 self._give_up(str(error))
                 return
             except NotOpenError:
-                self.link.lost("")
+                self.link.lost("", shard)
                 more = True
             except Exception as error:  # whatever it is, the learner goes on, and it is in the status
-                self.link.lost(" ".join(str(error).split())[:200] or type(error).__name__)
+                self.link.lost(" ".join(str(error).split())[:200] or type(error).__name__, shard)
                 self._over.wait(pause)
                 pause = min(2.0 * pause, _LONGEST_PAUSE_SECONDS)
             if self._over.is_set():
@@ -207,12 +314,15 @@ class Linked:
                 self._over.wait(_EXCHANGE_SECONDS)
 
     def __enter__(self) -> Linked:
-        self._thread.start()
+        for thread in self._threads.values():
+            thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         deadline = time.monotonic() + _SEND_AT_THE_END_SECONDS
-        while self.link.unsent and self._thread.is_alive() and time.monotonic() < deadline:
+        sender = self._threads.get(self.link.home)
+        while self.link.unsent and sender and sender.is_alive() and time.monotonic() < deadline:
             time.sleep(0.01)
         self._over.set()
-        self._thread.join(_SEND_AT_THE_END_SECONDS)
+        for thread in self._threads.values():
+            thread.join(_SEND_AT_THE_END_SECONDS)

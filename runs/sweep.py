@@ -29,6 +29,7 @@ from streamwise.runs.ray_cluster import (
     pause_after,
     reach,
     running_ray,
+    storage_of,
     there,
     why_it_ended,
 )
@@ -114,9 +115,11 @@ def run_sweep(spec: SweepSpec, options: SweepOptions, console: Console | None = 
             family_of(environment)
     if options.address and ":" in options.address and "://" not in options.address:
         reach(options.address)  # Ray itself tries for minutes
-    options = replace(options, out=options.out.absolute(), storage=_absolute(options.storage))
-    _check_directory(spec, options.out)
-    options = replace(options, storage=_storage(options))
+    out = options.out.absolute()
+    _check_directory(spec, out)
+    options = replace(
+        options, out=out, storage=storage_of(out, "sweep started", options.storage, out / "runs")
+    )
     options.out.mkdir(parents=True, exist_ok=True)
     with locked(options.out):
         tables = {**spec.tables, "name": spec.name}
@@ -133,26 +136,6 @@ def run_sweep(spec: SweepSpec, options: SweepOptions, console: Console | None = 
                 raise RayStoppedError(
                     f"Ray has stopped ({reason}); go on with `streamwise sweep {options.out}`."
                 ) from None
-
-
-def _absolute(storage: str | None) -> str | None:
-    return storage if storage is None or "://" in storage else str(Path(storage).absolute())
-
-
-def _storage(options: SweepOptions) -> str | None:
-    """Return where the runs keep what they need: what was said when the sweep was started still holds."""
-    begun = [
-        event for event in read_events(options.out / "events.jsonl") if event["event"] == "sweep started"
-    ]
-    if not begun:
-        return options.storage
-    before: str | None = begun[0].get("storage")
-    if options.storage not in (None, before):
-        raise UsageError(
-            f"the runs of {options.out} are in {before or options.out / 'runs'}, not in {options.storage}; "
-            "leave --storage out, or choose another --out."
-        )
-    return before
 
 
 def _check_directory(spec: SweepSpec, out: Path) -> None:

@@ -43,8 +43,9 @@ from typing import Any
 import msgspec
 
 from streamwise.agents import AGENTS, agent_class
-from streamwise.runs.config import RunConfig, load_preset, nearest, read_toml
+from streamwise.runs.config import RunConfig, load_preset, read_toml
 from streamwise.streams import UsageError
+from streamwise.streams.errors import nearest
 
 __all__ = ["PlannedRun", "Resources", "SweepSpec", "load_sweep", "sweep_names"]
 

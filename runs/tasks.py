@@ -28,7 +28,7 @@ from rich.console import Console
 
 from streamwise.agents.tpp_training import TrainingSettings
 from streamwise.runs.checkpoint import CheckpointError, Checkpoints, check_finite
-from streamwise.runs.config import nearest, read_toml, save_config, settings_of
+from streamwise.runs.config import read_toml, save_config, settings_of
 from streamwise.runs.lock import locked
 from streamwise.runs.loop import StopRequest
 from streamwise.runs.progress import clock
@@ -40,6 +40,7 @@ from streamwise.runs.task_split import By, Events, Split
 from streamwise.runs.task_statistics import STATISTICAL
 from streamwise.streams import DivergedError, UsageError
 from streamwise.streams.dead_letters import DeadLetterLog
+from streamwise.streams.errors import nearest
 from streamwise.streams.event_stream import EventStream
 from streamwise.streams.sources import open_source, resolved_url
 

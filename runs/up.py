@@ -8,6 +8,7 @@ from these.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -15,7 +16,9 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ import tomli_w
 from rich.console import Console
 
 from streamwise.memory.shared import MemoryCounts
+from streamwise.runs.averaging import Averaging
 from streamwise.runs.config import RunConfig
 from streamwise.runs.ingest_config import IngestConfig
 from streamwise.runs.lock import locked
@@ -38,15 +42,18 @@ from streamwise.runs.ray_cluster import (
     pause_after,
     reach,
     running_ray,
+    storage_of,
     there,
     why_it_ended,
 )
-from streamwise.runs.shared_memory import LinkCounts, MemoryActor, MemorySettings
+from streamwise.runs.shared_memory import MemoryActor, MemorySettings
 from streamwise.runs.storage import replace_durably
+from streamwise.runs.sweep_data import read_events
 from streamwise.runs.sweep_runner import Outcome, Where
-from streamwise.runs.train import make_environment
+from streamwise.runs.train import fetch, make_environment
 from streamwise.runs.up_learner import AgentEnd, AgentLearner, AgentNews, Sharing
-from streamwise.runs.up_spec import FOR_EVER, LearnerPlan, SystemSpec, wiring
+from streamwise.runs.up_members import Member, SharedOne
+from streamwise.runs.up_spec import LearnerPlan, SystemSpec, wiring
 from streamwise.runs.up_status import STATUS_FILE, SystemDisplay, serving
 from streamwise.streams import UsageError
 
@@ -62,14 +69,16 @@ _RATE_SECONDS = 5.0  # that a speed is measured over
 class UpOptions:
     """Where a system runs, and how much it puts up with.
 
-    address: of a Ray cluster ("auto": the one this machine belongs to), whose nodes all see `out`; None
-    starts Ray here. max_failures: a learner is given up after so many failures in a row from which it has
+    address: of a Ray cluster ("auto": the one this machine belongs to); None starts Ray here. storage: a
+    folder or URL that every node sees, for all that agents need to go on; None: every node sees `out`.
+    max_failures: a learner is given up after so many failures in a row from which it has
     not come further. until_end: event streams are read to where they end now. serve:
     the port of a page that shows the system.
     """
 
     out: Path
     address: str | None = None
+    storage: str | None = None
     max_failures: int = 10
     until_end: bool = False
     serve: int | None = None
@@ -86,125 +95,54 @@ class SystemResult:
     signal: int | None
 
 
-@dataclass(eq=False)
-class Member:
-    """One process that learns: a learner, or one of the workers of one."""
-
-    name: str
-    plan: LearnerPlan
-    config: Any
-    sharing: Sharing | None
-    actor: Any = None
-    call: Any = None  # the answer comes when it ends
-    asked: Any = None
-    where: Where | None = None
-    state: str = "starting"  # running, paused, finished, stopped, failed
-    step: int = 0
-    began_at: int = -1
-    score: dict[str, float] = field(default_factory=dict)
-    lag: int | None = None
-    link: LinkCounts | None = None
-    failures: int = 0  # in a row, from the same checkpoint
-    restarts: int = 0
-    not_before: float = 0.0
-    message: str = ""  # why it last ended
-    seen: list[tuple[float, int]] = field(default_factory=list)  # times and steps, of the last seconds
-
-    @property
-    def per_second(self) -> float:
-        """How many samples it has learned a second, lately."""
-        if self.state != "running" or len(self.seen) < 2:
-            return 0.0
-        (then, step), (now, later) = self.seen[0], self.seen[-1]
-        return max(0.0, (later - step) / max(now - then, 1e-9))
-
-    def status(self) -> dict[str, Any]:
-        """Return what others may know of it, as JSON."""
-        config, plan = self.config, self.plan
-        of_events = isinstance(config, IngestConfig)
-        endless = of_events or config.steps == FOR_EVER
-        shared = None
-        if plan.memory is not None:
-            counts = dataclasses.asdict(self.link) if self.link is not None else None
-            shared = {"name": plan.memory, "reads": plan.reads is not None, "writes": plan.writes is not None}
-            shared |= {"link": counts}
-        waits = self.link is not None and self.link.waits
-        return {
-            "name": self.name,
-            "kind": config.model if of_events else config.agent,
-            "stream": plan.stream,
-            "state": f"waits for {plan.memory}" if waits and self.state == "running" else self.state,
-            "step": self.step,
-            "steps": None if endless else config.steps,
-            "per_second": round(self.per_second, 1),
-            "score": {key: value for key, value in self.score.items() if math.isfinite(value)},
-            "lag": self.lag,
-            "restarts": self.restarts,
-            "memory": shared,
-            "process": self.where and self.where.process,
-            "host": self.where and self.where.host,
-            "node": self.where and self.where.node,
-            "directory": str(config.directory),
-            "message": self.message,
-        }
-
-
-@dataclass(eq=False)
-class SharedOne:
-    """One shared memory, and what it last said."""
-
-    name: str
-    settings: MemorySettings
-    actor: Any
-    asked: Any = None
-    counts: MemoryCounts | None = None
-    restarts: int = 0
-    state: str = "starting"  # up, away
-
-    def status(self) -> dict[str, Any]:
-        """Return what others may know of it, as JSON."""
-        counts = {} if self.counts is None else self.counts._asdict()
-        counts.pop("age", None)  # which means nothing to others
-        return {
-            "name": self.name,
-            "state": self.state,
-            "capacity": self.settings.capacity,
-            "process": None,
-            **counts,
-            "restarts": self.restarts,
-        }
-
-
 def run_system(spec: SystemSpec, options: UpOptions, console: Console | None = None) -> SystemResult:
     """Run a system until all its learners have finished, or a signal comes.
 
-    A directory of a system goes on where each learner was. Raises UsageError for what the user can mend,
+    A directory of a system goes on where each learner was. On a cluster the processes outlive a driver that
+    was killed, and the next one takes them over. Raises UsageError for what the user can mend,
     RayStoppedError if Ray stops.
     """
     if options.address and ":" in options.address and "://" not in options.address:
         reach(options.address)  # Ray itself tries for minutes
-    options = dataclasses.replace(options, out=options.out.absolute())
-    out = options.out
+    out = options.out.absolute()
     if out.is_file() or (
         out.is_dir()
         and not (out / "system.toml").is_file()
         and any(not path.name.startswith(".") for path in out.iterdir())
     ):
         raise UsageError(f"{out} already exists and is no live system; choose another --out.")
+    storage = storage_of(out, "up", options.storage, out / "learners")
+    options = dataclasses.replace(options, out=out, storage=storage)
     widths = dict(_widths(spec))
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
-        replace_durably(out / "system.toml", tomli_w.dumps({**spec.tables, "name": spec.name}).encode())
+        before, tables = None, tomli_w.dumps({**spec.tables, "name": spec.name}).encode()
+        if (out / "system.toml").is_file():
+            before = (out / "system.toml").read_bytes()
         journal = Journal(out / "events.jsonl")
         memories = {
             name: dataclasses.replace(settings, width=widths[name])
             for name, settings in spec.memories.items()
         }
+        if options.address is None:
+            _check_left(out, None)
+        for name, settings in memories.items():
+            _check_shards(out / "memories" / name, name, settings.shards)
         with ExitStack() as stack:
-            members = list(_members(spec, options, stack))
-            cpus = max(os.cpu_count() or 1, len(members))  # so many were asked for, whatever there is
             stderr = stack.enter_context(errors_of_others_to(out / "ray.log"))
+            processes = sum(_processes(plan) for plan in spec.learners)
+            cpus = max(os.cpu_count() or 1, processes)  # so many were asked for, whatever there is
             stack.enter_context(running_ray(options.address, cpus))
+            cluster = _cluster() if options.address is not None else None
+            _check_left(out, cluster)
+            if before not in (None, tables) and left_running(out):
+                raise UsageError(
+                    f"the processes of {out} run on without a driver, by another specification; end them "
+                    f"with `streamwise up {out} --address {options.address}` and Ctrl-C."
+                )
+            replace_durably(out / "system.toml", tables)
+            members = list(_members(spec, options, stack))
+            journal.add("up", learners=len(members), memories=len(memories), storage=storage, address=cluster)
             driver = _Driver(spec, options, members, memories, journal, console or Console(file=stderr))
             try:
                 with serving(out, options.serve, options.host, driver.display.say):
@@ -236,6 +174,42 @@ def _widths(spec: SystemSpec) -> Iterator[tuple[str, int]]:
         yield plan.memory, width
 
 
+def _cluster() -> str:
+    """Return the address of the cluster that this is connected to, however that was called."""
+    import ray
+
+    address: str = ray.get_runtime_context().gcs_address
+    return address
+
+
+def _check_left(out: Path, cluster: str | None) -> None:
+    """Raise UsageError if the system may run on without a driver in another cluster than this one."""
+    last = [event for event in read_events(out / "events.jsonl") if event["event"] in ("up", "down")][-1:]
+    for address in (event.get("address") for event in last):
+        if address not in (None, cluster):
+            with contextlib.suppress(UsageError):
+                reach(address)
+                raise RayStoppedError(
+                    f"the processes of {out} may run on in the cluster at {address} without a driver; "
+                    f"take them over with `streamwise up {out} --address {address}`."
+                )
+
+
+def _processes(plan: LearnerPlan) -> int:
+    return plan.config.workers if isinstance(plan.config, IngestConfig) else 1
+
+
+def _check_shards(directory: Path, name: str, shards: int) -> None:
+    """Raise UsageError if what is kept of a memory is divided otherwise."""
+    there = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
+    divided = {int(folder.partition("-of-")[2] or 1) for folder in there}
+    if divided - {shards}:
+        raise UsageError(
+            f"memory {name} has been kept in {max(divided)} shards until now ({directory}), not in {shards}; "
+            f"use shards = {max(divided)}, or another --out."
+        )
+
+
 def _members(spec: SystemSpec, options: UpOptions, stack: ExitStack) -> Iterator[Member]:
     """Yield every process that is to learn, with the place where it keeps everything.
 
@@ -244,7 +218,9 @@ def _members(spec: SystemSpec, options: UpOptions, stack: ExitStack) -> Iterator
     for plan in spec.learners:
         directory = options.out / "learners" / plan.name
         if isinstance(plan.config, RunConfig):
-            yield Member(plan.name, plan, dataclasses.replace(plan.config, out=directory), None)
+            storage = options.storage and f"{options.storage.rstrip('/')}/{plan.name}"
+            placed = dataclasses.replace(plan.config, out=directory, storage=storage)
+            yield Member(plan.name, plan, placed, None)
             continue
         config = dataclasses.replace(plan.config, out=directory, until_end=options.until_end)
         config = config.resolved()
@@ -254,6 +230,28 @@ def _members(spec: SystemSpec, options: UpOptions, stack: ExitStack) -> Iterator
         arrangement, _ = stack.enter_context(arranged(config))
         for number in range(config.workers):
             yield Member(f"{plan.name}/{number}", plan, worker_config(config, arrangement, number), None)
+
+
+def _shards(name: str, settings: MemorySettings) -> Iterator[tuple[str, MemorySettings, str]]:
+    """Yield the name, the settings and the folder of each process of a memory."""
+    if settings.shards == 1:
+        yield name, settings, name
+        return
+    part = dataclasses.replace(settings, capacity=-(-settings.capacity // settings.shards))
+    for number in range(settings.shards):
+        yield f"{name}/{number}", part, f"{name}/{number}-of-{settings.shards}"
+
+
+def _prefix(out: Path) -> str:
+    """Return how the names of a system's processes in its cluster begin."""
+    return f"{sha256(str(out).encode()).hexdigest()[:12]} "
+
+
+def left_running(out: Path) -> list[str]:
+    """Return the names of a system's processes that are there, which outlive a driver on a cluster."""
+    import ray
+
+    return [name for name in ray.util.list_named_actors() if name.startswith(_prefix(out))]
 
 
 class _Driver:
@@ -274,16 +272,37 @@ class _Driver:
         self.spec, self.options, self.members, self.journal = spec, options, members, journal
         self.stop = StopRequest()
         self.display = SystemDisplay(spec.name, wiring(spec), console)
+        self._left = left_running(options.out)
         self.memories = [
-            SharedOne(name, settings, self._memory_actor(name, settings))
-            for name, settings in memories.items()
+            SharedOne(name, part, self._memory_actor(name, part, directory))
+            for whole, settings in memories.items()
+            for name, part, directory in _shards(whole, settings)
         ]
+        self._averaging = {
+            plan.name: Averaging(
+                plan.config, ray, partial(self._note, plan.name), partial(journal.add, learner=plan.name)
+            )
+            for plan in spec.learners
+            if isinstance(plan.config, IngestConfig) and plan.config.sync_seconds
+        }
         self._asked_at = -math.inf
         self._state = "running"
 
     def run(self) -> SystemResult:
-        """Run until all have ended."""
-        self.journal.add("up", learners=len(self.members), memories=len(self.memories))
+        """Run until all have ended; then no process is left."""
+        try:
+            return self._run()
+        finally:
+            actors = [member.actor for member in self.members] + [one.actor for one in self.memories]
+            with contextlib.suppress(self.ray.exceptions.RayError, RuntimeError):  # if Ray has gone
+                for actor in actors:
+                    if actor is not None:
+                        self.ray.kill(actor)
+
+    def _run(self) -> SystemResult:
+        if self._left:
+            self.journal.add("taken over", processes=len(self._left))
+            self.display.say(f"{len(self._left)} processes had gone on without a driver; they go on")
         for member in self.members:
             self._make_actor(member)
         with self.display, self.stop.on_signals():
@@ -293,6 +312,10 @@ class _Driver:
                     break
                 self._start()
                 self._ask()
+                for name, averaging in self._averaging.items():
+                    averaging.when_due(
+                        [one.actor for one in self.members if one.plan.name == name and one.is_learning]
+                    )
                 self._wait()
         self._state = "stopped" if self.stop.signal is not None else "finished"
         self._close_memories()
@@ -302,35 +325,52 @@ class _Driver:
         self.journal.add("down", failed=len(failed))
         return SystemResult(self.options.out, states, failed, self.stop.signal)
 
+    def _note(self, learner: str, text: str) -> None:
+        self.display.say(f"{learner}: {text}")
+
     # ---- processes ----
 
-    def _memory_actor(self, name: str, settings: MemorySettings) -> Any:
-        directory = self.options.out / "memories" / name
-        return (
-            self.ray.remote(MemoryActor)
-            .options(num_cpus=0, max_restarts=-1)  # a learner that hears nothing asks again
-            .remote(settings, directory)
-        )
+    def _process(self, body: Any, name: str, *arguments: Any, **options: Any) -> Any:
+        """Start a process, or take over that of this name, which a driver that was killed has left."""
+        if self.options.address is not None:
+            options |= {"name": f"{_prefix(self.options.out)}{name}", "lifetime": "detached"}
+            options["get_if_exists"] = True
+        if self.options.storage is not None and body is not AgentLearner:  # its files are here
+            from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+            here = self.ray.get_runtime_context().get_node_id()
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(here, soft=False)
+        remote = self.ray.remote(concurrency_groups={"watch": 1})(body)
+        # How often one is worth it is decided here; a learner that hears nothing of a memory asks again.
+        return remote.options(max_restarts=-1, **options).remote(*arguments)
+
+    def _memory_actor(self, name: str, settings: MemorySettings, directory: str) -> Any:
+        files = self.options.out / "memories" / directory
+        return self._process(MemoryActor, f"memory {name}", settings, files, num_cpus=0)
 
     def _make_actor(self, member: Member) -> None:
-        kind = AgentLearner if isinstance(member.config, RunConfig) else Worker
-        member.actor = (
-            self.ray.remote(concurrency_groups={"watch": 1})(kind)
-            .options(num_cpus=1, max_restarts=-1, scheduling_strategy="SPREAD")
-            .remote()
-        )
+        body = AgentLearner if isinstance(member.config, RunConfig) else Worker
+        member.actor = self._process(body, f"learner {member.name}", num_cpus=1, scheduling_strategy="SPREAD")
         plan = member.plan
         if plan.memory is not None:
-            (shared,) = (one for one in self.memories if one.name == plan.memory)
-            member.sharing = Sharing(shared.actor, plan.writes is not None, plan.reads is not None)
+            shards = [one.actor for one in self.memories if one.memory == plan.memory]
+            member.sharing = Sharing(tuple(shards), plan.writes is not None, plan.reads is not None)
         member.call = there(member.actor)
+
+    def _scratch(self) -> str | None:
+        """Return the name of this system's folder among a node's temporary ones; None if none is needed."""
+        storage = self.options.storage
+        return storage and f"{self.spec.name}-{sha256(storage.encode()).hexdigest()[:8]}"
 
     def _start(self) -> None:
         now = time.monotonic()
         for member in self.members:
             if member.call is None and member.state in ("starting", "paused") and member.not_before <= now:
                 if isinstance(member.config, RunConfig):
-                    member.call = member.actor.learn.remote(member.name, member.config, member.sharing)
+                    # In a process that was taken over it waits for the one that is under way, and goes on.
+                    member.call = member.actor.learn.remote(
+                        member.name, member.config, member.sharing, self._scratch()
+                    )
                 else:
                     member.call = member.actor.run.remote(member.config)
                 member.state = "running"
@@ -445,6 +485,13 @@ class _Driver:
             member.where = answer
         elif isinstance(answer, AgentEnd):
             outcome, member.link = answer.outcome, answer.link or member.link
+            if member.config.storage is not None:
+                try:
+                    fetch(member.config.storage, self.options.out / "learners" / member.name)
+                except OSError as error:
+                    outcome = dataclasses.replace(
+                        outcome, error=f"{member.config.storage} cannot be read: {error}"
+                    )
             member.step = outcome.step
             if outcome.mean_return is not None:
                 member.score = {"episode_return": outcome.mean_return}

@@ -19,9 +19,9 @@ __all__ = ["AgentEnd", "AgentLearner", "AgentNews", "Sharing"]
 
 @dataclass(frozen=True)
 class Sharing:
-    """The memory that a learner shares: the actor's handle, and what the learner does with it."""
+    """The memory that a learner shares: the handles of its shards, and what the learner does with it."""
 
-    actor: Any
+    shards: tuple[Any, ...]
     writes: bool
     reads: bool
 
@@ -50,11 +50,13 @@ class AgentLearner(Runner):
         self._linked: Linked | None = None
         self._why_stopped = ""
 
-    def learn(self, name: str, config: RunConfig[Any], sharing: Sharing | None) -> AgentEnd:
-        """Start a run, or go on with it, and return when it ends."""
+    def learn(
+        self, name: str, config: RunConfig[Any], sharing: Sharing | None, scratch: str | None
+    ) -> AgentEnd:
+        """Start a run, or go on with it, and return when it ends; scratch: as for `Runner.run`."""
         self._why_stopped, self._linked = "", None
         attach = None if sharing is None else self._attach(name, sharing)
-        outcome = self.run(name, config, None, attach)
+        outcome = self.run(name, config, scratch, attach)
         if self._why_stopped and outcome.error is None:
             outcome = replace(outcome, stopped=False, error=self._why_stopped, is_final=True)
         return AgentEnd(outcome, self._counts())
@@ -62,12 +64,13 @@ class AgentLearner(Runner):
     def _attach(self, name: str, sharing: Sharing) -> Any:
         @contextlib.contextmanager
         def attached(learner: Any, stop: StopRequest) -> Iterator[Callable[[], None]]:
-            link = MemoryLink(learner.memory, name, sharing.writes, sharing.reads)
+            link = MemoryLink(learner.memory, name, sharing.writes, sharing.reads, len(sharing.shards))
 
             def give_up(reason: str) -> None:
                 self._why_stopped, stop.signal = reason, signal.SIGTERM
 
-            with Linked(link, RayConnection(sharing.actor), give_up) as self._linked:
+            connections = [RayConnection(actor) for actor in sharing.shards]
+            with Linked(link, connections, give_up) as self._linked:
                 yield lambda: link.turn(lambda: stop.signal is not None)
 
         return attached

@@ -11,6 +11,7 @@ source = "kafka://localhost:9092/clicks"   # or a list of them, as for `streamwi
 chunk_length = 4                      # steps in a chunk
 capacity = 100_000                    # chunks, of all who write
 retention = "ring"                    # or reservoir, log-thinning: what goes when it is full
+shards = 1                            # processes that divide its writers
 
 [learners.ann]
 stream = "doors"
@@ -41,10 +42,11 @@ from typing import Any
 import msgspec
 
 from streamwise.agents import agent_class, event_model_class
-from streamwise.runs.config import RunConfig, load_preset, nearest, read_toml
+from streamwise.runs.config import RunConfig, load_preset, read_toml
 from streamwise.runs.ingest_config import IngestConfig
 from streamwise.runs.shared_memory import RETENTIONS, MemorySettings
 from streamwise.streams import UsageError
+from streamwise.streams.errors import nearest
 from streamwise.streams.sources import resolved_url
 
 __all__ = ["LearnerPlan", "SystemSpec", "load_system", "system_names", "wiring"]
@@ -58,7 +60,7 @@ _NOT_HERE = {  # flags of `train` and `ingest` that a specification does not set
     "environment": "name it in [streams]",
     "sources": "name them in [streams]",
     "out": "use --out of `streamwise up`",
-    "storage": "a live system keeps everything in --out",
+    "storage": "use --storage of `streamwise up`",
     "label": "its name is its label",
     "settings": "write settings beside the other flags",
     "until_end": "use --until-end of `streamwise up`",
@@ -188,12 +190,12 @@ class _Reader:
         raise self.error(f"[streams.{name}]: {next(iter(table))} = {value!r} is not the name of one")
 
     def memory(self, name: str, table: dict[str, Any]) -> MemorySettings:
-        where, known = f"[memories.{name}]", ("chunk_length", "capacity", "retention")
+        where, known = f"[memories.{name}]", ("chunk_length", "capacity", "retention", "shards")
         for key in table:
             if key not in known:
                 raise self.error(f"{where}: unknown key {key!r}.{nearest(key, known)}")
-        filled = {"chunk_length": 4, "capacity": 100_000, "retention": "ring", **table}
-        for key in ("chunk_length", "capacity"):
+        filled = {"chunk_length": 4, "capacity": 100_000, "retention": "ring", "shards": 1, **table}
+        for key in ("chunk_length", "capacity", "shards"):
             if type(filled[key]) is not int or filled[key] < 1:
                 raise self.error(f"{where}: {key} = {filled[key]!r} must be a whole number of 1 or more")
         if filled["retention"] not in RETENTIONS:

@@ -37,9 +37,11 @@ def read_status(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"{directory} has no {STATUS_FILE} yet; wait until its processes are up.")
     try:
-        status: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        status = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read: {error}.") from None
+    if not isinstance(status, dict) or not {"state", "learners", "memories"} <= status.keys():
+        raise UsageError(f"{path} is no status of a live system; `streamwise up {directory}` writes it anew.")
     if status["state"] in ("running", "stopping"):
         try:
             with locked(directory):

@@ -8,13 +8,14 @@ from __future__ import annotations
 from streamwise.streams.csv_series import CsvSeriesStream
 from streamwise.streams.errors import DivergedError, NonFiniteSampleError, UsageError
 from streamwise.streams.event import Event
-from streamwise.streams.sample import Action, Position, Stream, Transition
+from streamwise.streams.sample import Action, Example, Position, Stream, Transition
 
 __all__ = [
     "Action",
     "CsvSeriesStream",
     "DivergedError",
     "Event",
+    "Example",
     "NonFiniteSampleError",
     "Position",
     "Stream",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["DivergedError", "NonFiniteSampleError", "UsageError"]
+import difflib
+from typing import Any
+
+__all__ = ["DivergedError", "NonFiniteSampleError", "UsageError", "nearest"]
 
 
 class UsageError(ValueError):
@@ -15,3 +18,10 @@ class DivergedError(ArithmeticError):
 
 class NonFiniteSampleError(ValueError):
     """A sample holds NaN or an infinity. It was refused before any state changed."""
+
+
+def nearest(name: str, known: Any) -> str:
+    """Return the end of an error: what was probably meant, and everything that is known."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"{hint} Choose one of: {', '.join(sorted(known))}."

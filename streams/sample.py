@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Action", "Position", "Stream", "Transition"]
+__all__ = ["Action", "Example", "Position", "Stream", "Transition"]
 
 Action = NDArray[np.floating[Any]] | int | None
 Position = dict[str, Any]  # where the next sample comes from; holds only what JSON can hold
@@ -31,6 +31,13 @@ class Transition(NamedTuple):
     next_observation: NDArray[Any]
     terminated: bool
     truncated: bool
+
+
+class Example(NamedTuple):
+    """A labelled sample. features: float32 [features]. label: a class, 0 or more."""
+
+    features: NDArray[np.float32]
+    label: int
 
 
 class Stream(Protocol[Sample_co]):

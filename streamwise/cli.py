@@ -364,7 +364,7 @@ class UpArguments:
     the keys of the file, and what is guaranteed.
 
     streamwise up told
-    streamwise up system.toml --out outputs/live --address auto
+    streamwise up system.toml --out outputs/live --address auto --storage s3://bucket/live
     streamwise up outputs/live
     """
 
@@ -373,7 +373,11 @@ class UpArguments:
     out: Path | None = None
     """The directory of the system. Unset: outputs/<name of the system>."""
     address: str | None = None
-    """A Ray cluster: HOST:PORT, or auto. Every node has to see --out. Unset: this machine alone."""
+    """A Ray cluster: HOST:PORT, or auto, on which learners go on if this process is killed, until the same
+    command takes them over. Unset: this machine alone."""
+    storage: str | None = None
+    """A folder or URL (s3://bucket/live) that every node sees, where agents keep their checkpoints; memories
+    and event models stay on this machine. Unset: in --out, which every node has to see."""
     max_failures: int = 10
     """Give a learner up after so many failures in a row without a new checkpoint between them."""
     until_end: bool = False
@@ -410,6 +414,7 @@ def _up(argv: list[str]) -> int:
     options = UpOptions(
         out,
         arguments.address,
+        arguments.storage,
         max_failures=arguments.max_failures,
         until_end=arguments.until_end,
         serve=arguments.serve,
@@ -419,6 +424,13 @@ def _up(argv: list[str]) -> int:
     for name, state in result.states.items():
         print(f"{name}: {state}{': ' + result.failed[name] if name in result.failed else ''}")
     print(f"system: {out}")
+    from streamwise.runs.up_report import write_system_report
+
+    try:
+        files = write_system_report([out])
+        print(f"report: {files.html}\nplot:   {files.png}")
+    except UsageError as error:  # the exit code stays that of the system
+        print(f"report: none ({error})")
     if result.signal is not None:
         print(f"go on:  streamwise up {out}")
         return 128 + result.signal
@@ -584,7 +596,8 @@ class ReportArguments:
     Several runs of one environment are drawn together, as seeds of one curve or as agents to compare. Of a
     sweep come interquartile means over seeds with bootstrap intervals, probabilities of improvement,
     performance profiles, and every number as CSV and Parquet; several sweeps are compared with each other.
-    Runs of `ingest` on the same events are compared as models. Of `tasks` come matrices and tables.
+    Runs of `ingest` on the same events are compared as models. Of `tasks` come matrices and tables; of a live
+    system who learns from what, how well, and what happened when.
 
     streamwise report outputs/demo
     streamwise report outputs/events-hawkes outputs/events-counts
@@ -594,7 +607,7 @@ class ReportArguments:
     """
 
     runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="DIR...")]
-    """One or more run directories, or one or more sweeps."""
+    """One or more run directories, one or more sweeps, or a live system."""
     out: Path | None = None
     """The HTML file; the PNG goes beside it. Unset: in the directory, or here for several."""
 
@@ -606,6 +619,7 @@ def _report(argv: list[str]) -> int:
     from streamwise.runs.sweep_data import is_sweep
     from streamwise.runs.sweep_report import write_sweep_report
     from streamwise.runs.tasks import is_tasks
+    from streamwise.runs.up_data import is_system
     from streamwise.streams import UsageError
 
     if not arguments.runs:
@@ -616,6 +630,12 @@ def _report(argv: list[str]) -> int:
         if len(arguments.runs) > 1:
             raise UsageError(f"{arguments.runs[0]} is a comparison on tasks; draw one at a time.")
         files = write_task_report(arguments.runs[0], arguments.out)
+        print(f"report: {files.html}\nplot:   {files.png}")
+        return 0
+    if any(map(is_system, arguments.runs)):
+        from streamwise.runs.up_report import write_system_report
+
+        files = write_system_report(arguments.runs, arguments.out)
         print(f"report: {files.html}\nplot:   {files.png}")
         return 0
     if any(map(is_ingest, arguments.runs)):

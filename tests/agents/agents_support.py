@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,9 @@ HIDDEN = 11
 BOX_ACTIONS = spaces.Box(-1.0, 1.0, (2,), np.float32)
 DISCRETE_ACTIONS = spaces.Discrete(3)
 RULES = ("obgd", "adaptive-obgd", "intentional")
+
+# Under AddressSanitizer every access is looked at, and each takes longer: fewer samples of every shape do.
+SANITIZED = "libasan" in os.environ.get("LD_PRELOAD", "")
 
 # The same examples every time: a red test means a changed program, never an unlucky draw.
 same_examples = settings(max_examples=60, deadline=None, derandomize=True)

@@ -30,7 +30,7 @@ BY_THE_POLL = {  # columns of metrics.parquet
     "pool_entropy", "pool_unused", "pool_mean_cosine", "pool_reused",
 }  # fmt: skip
 LATENESS = 2.0
-SHORT, LONG = (12_000, 3, 1), (200_000, 20, 5)  # events, kills of the process, pauses of the broker
+SHORT, LONG = (9_000, 3, 1), (200_000, 20, 5)  # events, kills of the process, pauses of the broker
 SIZES = pytest.mark.parametrize(
     "size", [pytest.param(SHORT, id="short"), pytest.param(LONG, id="long", marks=pytest.mark.slow)]
 )

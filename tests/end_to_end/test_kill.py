@@ -7,8 +7,8 @@ from killing import Case, differences, finish, kill_and_resume
 
 ENVIRONMENTS = {  # the steps of a short run and of a long one
     "HalfCheetah-v5": (2_500, 60_000),
-    "dm_control/walker-walk-v0": (1_100, 60_000),
-    "CartPole-v1": (2_000, 60_000),
+    "dm_control/walker-walk-v0": (600, 60_000),
+    "CartPole-v1": (1_200, 60_000),
     "MinAtar/Breakout-v1": (1_500, 60_000),
     "ALE/Pong-v5": (300, 4_000),
 }
@@ -48,7 +48,7 @@ def test_a_run_killed_three_times_ends_as_one_that_never_was(tmp_path, environme
 )
 def test_a_killed_run_remembers_what_one_that_never_was_does(tmp_path, memory, agent, backend):
     """Checkpoints every 40 steps, of episodes of 32: most in the middle of one, and of a chunk."""
-    environment, steps = "streamwise/DelayedRecall-v0?delay=30", 1_200
+    environment, steps = "streamwise/DelayedRecall-v0?delay=30", 700
     check(Case(environment, agent, backend, steps, 40, memory), tmp_path, kills=3)
 
 

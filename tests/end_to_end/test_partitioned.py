@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -14,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import events, finish, here, start, wait_for
 
 from streamwise.runs.ingest import load_model, worker_directories
 from streamwise.runs.merged_run import read_merged
-from streamwise.runs.sweep_data import read_events
 
 sys.path.append(str(Path(__file__).parents[1] / "streams"))
 from brokers import kafka_broker, produce
@@ -37,37 +36,6 @@ def log(count, seed=0):
         for t, k, u in zip(times, types, keys, strict=True)
     ]
     return lines, (keys % PARTITIONS).tolist()
-
-
-def start(*arguments: str) -> subprocess.Popen:
-    """Start a command in a process group of its own, as a terminal does."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "streamwise", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finish(process: subprocess.Popen, code: int = 0) -> str:
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == code, output
-    assert "Traceback" not in output
-    return output
-
-
-def events(out: Path, *names: str) -> list[dict]:
-    return [event for event in read_events(out / "events.jsonl") if event["event"] in names]
-
-
-def wait_for(condition, what: str, seconds: float = 120.0):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.02)
-    raise AssertionError(f"{what} did not come in {seconds:g} s")
 
 
 def checkpoints(out: Path) -> set[str]:
@@ -120,9 +88,8 @@ def test_killed_workers_and_a_killed_driver_change_nothing_that_is_learned(tmp_p
         before = checkpoints(out)
         wait_for(lambda: checkpoints(out) - before, "another checkpoint")
         driver.kill()
-        driver.wait()
         assert not events(out, "finished")
-        output = finish(start(*command, "--workers=3"))
+        output = finish(*command, "--workers=3")
         assert "done after 12,000 events" in output
         lost = events(out, "lost")
         assert "process died" in lost[0]["message"]
@@ -139,7 +106,7 @@ def write_files(folder: Path, lines: list[str], partitions: list[int]) -> list[s
     return [f"file:{path}" for path in paths]
 
 
-def test_a_worker_that_is_lost_for_good_leaves_its_partitions_and_ctrl_c_ends_all(tmp_path):
+def test_a_worker_that_is_lost_for_good_leaves_its_partitions_and_ctrl_c_ends_all(tmp_path, capsys):
     """Averaged meanwhile; then the last goes on alone, without Ray."""
     lines, partitions = log(8_000, seed=1)
     sources, out = write_files(tmp_path, lines, partitions), tmp_path / "run"
@@ -150,12 +117,14 @@ def test_a_worker_that_is_lost_for_good_leaves_its_partitions_and_ctrl_c_ends_al
     (moved,) = wait_for(lambda: events(out, "rebalanced"), "the others")
     assert list(map(len, moved["partitions"].values())) == [4]
     wait_for((out / "workers-0002" / "0000" / "run.log").is_file, "the one that is left")
-    os.killpg(driver.pid, signal.SIGINT)  # as a terminal does: to every process of the group
-    output = finish(driver, 130)
+    driver.ctrl_c()
+    output = driver.output(130)
     assert f"go on:  streamwise resume {out}" in output
     assert events(out, "interrupted")
     alone = ["ingest", *sources, "--workers=1", "--model=hawkes", f"--out={out}", *SLOW]
-    assert "done after 8,000 events" in finish(start(*alone))
+    capsys.readouterr()
+    assert here(*alone) == 0
+    assert "done after 8,000 events" in capsys.readouterr().out
     assert_every_event_was_learned_once(out, lines)
 
 
@@ -168,13 +137,12 @@ def test_workers_killed_again_and_again(tmp_path):
     for attempt in range(12):
         driver = start(*command, f"--workers={2 + attempt % 3}")
         deadline = time.monotonic() + draw.uniform(10.0, 30.0)
-        while time.monotonic() < deadline and driver.poll() is None:
+        while time.monotonic() < deadline and driver.process.poll() is None:
             time.sleep(draw.uniform(0.5, 3.0))
             alive = {event["worker"]: event["process"] for event in events(out, "at work", "restarted")}
             for process in list(alive.values())[:1]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
         driver.kill()
-        driver.communicate()
-    assert "done after 60,000 events" in finish(start(*command, "--workers=2"))
+    assert "done after 60,000 events" in finish(*command, "--workers=2")
     assert_every_event_was_learned_once(out, lines)

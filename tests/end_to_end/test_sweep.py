@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from killing import differences
+from processes import events, finish, here, ray_cluster, start, wait_for
 
 from streamwise.runs.ray_cluster import Journal
 from streamwise.runs.sweep_data import read_events
-from streamwise.runs.sweep_spec import load_sweep
+from streamwise.runs.sweep_spec import PlannedRun, load_sweep
 
 SPEC = """
 name = "tried"
@@ -28,44 +27,22 @@ checkpoint_every = 250
 """
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "streamwise", "sweep", *arguments]
+def checkpoints(out: Path) -> set[Path]:
+    return set(out.glob("runs/*/checkpoints/step-*"))
 
 
-def start(*arguments: str) -> subprocess.Popen:
-    """Start a sweep in a process group of its own, as a terminal does."""
-    return subprocess.Popen(
-        command(*arguments),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+def times_started(out: Path) -> Counter[str]:
+    return Counter(event["run"] for event in events(out, "started"))
 
 
-def finish(*arguments: str, code: int = 0) -> str:
-    process = start(*arguments)
-    output, _ = process.communicate(timeout=600)
-    assert process.returncode == code, output
-    assert "Traceback" not in output
-    return output
-
-
-def events(out: Path, *names: str) -> list[dict]:
-    return [event for event in read_events(out / "events.jsonl") if event["event"] in names]
-
-
-def wait_for(condition, what: str, seconds: float = 240.0):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"{what} did not come in {seconds:g} s")
-
-
-def checkpoints(directory: Path) -> int:
-    return len(list(directory.glob("*/checkpoints/step-*")))
+def train(run: PlannedRun, directory: Path) -> None:
+    """Do what a sweep does with a run, without one."""
+    config = run.config
+    flags = {
+        "steps": config.steps, "checkpoint-every": config.checkpoint_every, "seed": config.seed,
+        "label": config.label, "out": directory,
+    }  # fmt: skip
+    assert here("train", config.environment, *(f"--{name}={value}" for name, value in flags.items())) == 0
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +55,7 @@ def spec(tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def left_alone(tmp_path_factory, spec) -> Path:
     out = tmp_path_factory.mktemp("alone") / "sweep"
-    output = finish(spec, "--out", str(out))
+    output = finish("sweep", spec, "--out", str(out))
     assert "4 of 4 runs finished" in output
     return out
 
@@ -104,51 +81,37 @@ def test_a_sweep_leaves_its_runs_a_journal_and_a_report(left_alone):
 
 def test_a_run_of_a_sweep_is_what_train_makes(left_alone, tmp_path):
     run = next(run for run in load_sweep(str(left_alone)).runs if run.name.startswith("CartPole"))
-    flags = ["--steps=3000", "--checkpoint-every=250", f"--seed={run.config.seed}", "--label=intentional"]
-    train = [sys.executable, "-m", "streamwise", "train", "CartPole-v1", *flags, f"--out={tmp_path / 'run'}"]
-    subprocess.run(train, check=True, capture_output=True)
+    train(run, tmp_path / "run")
     assert differences(left_alone / "runs" / run.name, tmp_path / "run") == []
 
 
-def test_what_has_finished_is_not_run_again(left_alone):
-    before = len(events(left_alone, "started"))
-    output = finish(str(left_alone))
-    assert "4 of them finished before" in output
-    assert len(events(left_alone, "started")) == before
-
-
-def test_killed_runners_and_a_killed_driver_change_nothing(left_alone, spec, tmp_path):
-    """A runner dies while its run is under way, then the driver itself; another driver goes on."""
+def test_killed_runners_a_killed_driver_and_ctrl_c_change_nothing(left_alone, spec, tmp_path):
+    """A runner dies with its run under way, then the driver; the next is interrupted; the last goes on."""
     out = tmp_path / "sweep"
-    driver = start(spec, "--out", str(out))
-    wait_for(lambda: checkpoints(out / "runs") >= 2, "a checkpoint")
+    driver = start("sweep", spec, "--out", str(out))
+    wait_for(lambda: len(checkpoints(out)) >= 2, "a checkpoint")
     finished = {event["run"] for event in events(out, "finished")}
     at_work = [event for event in events(out, "started") if event["run"] not in finished]
     os.kill(at_work[-1]["process"], signal.SIGKILL)
     wait_for(lambda: events(out, "lost", "finished"), "news of the dead runner")
     wait_for(lambda: len(events(out, "started")) > 2, "another run")
     driver.kill()
-    driver.wait()
-    output = finish(spec, "--out", str(out), "--resume")
-    assert "4 of 4 runs finished" in output
-    assert_equal(out, left_alone)
 
-
-def test_ctrl_c_ends_every_run_with_a_checkpoint(left_alone, spec, tmp_path):
-    out = tmp_path / "sweep"
-    driver = start(spec, "--out", str(out))
-    wait_for(lambda: checkpoints(out / "runs") >= 1, "a checkpoint")
-    os.killpg(driver.pid, signal.SIGINT)  # as a terminal does: to every process of the group
-    output, _ = driver.communicate(timeout=240)
-    assert driver.returncode == 130, output
+    before, finished = times_started(out), {event["run"] for event in events(out, "finished")}
+    written = checkpoints(out)
+    driver = start("sweep", spec, "--out", str(out), "--resume")
+    wait_for(lambda: times_started(out) != before and checkpoints(out) - written, "another checkpoint")
+    driver.ctrl_c()
+    output = driver.output(130)
     assert f"go on:  streamwise sweep {out}" in output
-    assert "Traceback" not in output
     stopped = events(out, "interrupted")
     for event in stopped:
         assert (out / "runs" / event["run"] / "checkpoints" / f"step-{event['step']:012d}").is_dir()
-    assert stopped or events(out, "finished")
-    finish(str(out))
+    assert stopped or len(events(out, "finished")) > len(finished)
+
+    assert "4 of 4 runs finished" in finish("sweep", str(out))
     assert_equal(out, left_alone)
+    assert [run for run in finished if times_started(out)[run] != before[run]] == []  # none ran again
 
 
 BREAKS = """
@@ -172,7 +135,7 @@ def test_a_run_that_cannot_work_is_given_up_and_the_others_finish(tmp_path, monk
         '[agents.q]\nagent = "stream-q"'
     )
     out = tmp_path / "sweep"
-    output = finish(str(path), "--out", str(out), "--max-failures", "1", code=1)
+    output = finish("sweep", str(path), "--out", str(out), "--max-failures", "1", code=1)
     assert "1 of 3 runs finished, 2 failed" in output
     assert "HalfCheetah-v5-q-seed0: failed:" in output
     assert "breaks-Breaks-v0-q-seed0: failed: RuntimeError: the wheel came off" in output
@@ -196,31 +159,24 @@ def test_a_journal_whose_last_line_is_half_written_goes_on(tmp_path):
     assert json.loads(path.read_text().splitlines()[-1])["step"] == 3
 
 
-def test_the_runs_of_a_node_that_dies_go_on_on_another(tmp_path):
+def test_the_runs_of_a_node_that_dies_go_on_on_another(tmp_path, capsys):
     """Two nodes, each with a temporary folder of its own, and a storage that both see."""
-    from ray.cluster_utils import Cluster
-
     # Runs that are long enough to be in the middle of when a node has gone.
-    spec, alone = str(tmp_path / "long.toml"), tmp_path / "alone"
+    spec, out, storage = str(tmp_path / "long.toml"), tmp_path / "sweep", tmp_path / "storage"
     Path(spec).write_text(
-        'environments = ["HalfCheetah-v5"]\nseeds = 4\nsteps = 9_000\ncheckpoint_every = 500\n'
+        'environments = ["HalfCheetah-v5"]\nseeds = 4\nsteps = 6_000\ncheckpoint_every = 250\n'
         "[agents.intentional]\n"
     )
-    finish(spec, "--out", str(alone))
 
     def node(name: str) -> dict:
         (tmp_path / name).mkdir()
         return {"num_cpus": 1, "env_vars": {"TMPDIR": str(tmp_path / name)}}
 
-    cluster = Cluster(initialize_head=True, head_node_args=node("first"))
-    try:
+    with ray_cluster(**node("first")) as cluster:
         second = cluster.add_node(**node("second"))
-        out, storage = tmp_path / "sweep", tmp_path / "storage"
-        driver = start(
-            spec, "--out", str(out), "--storage", str(storage), "--address", cluster.address, "--resume"
-        )
-        assert driver.wait(timeout=120) == 2  # there is nothing yet to go on with
-        driver = start(spec, "--out", str(out), "--storage", str(storage), "--address", cluster.address)
+        command = ["sweep", spec, "--out", str(out), "--storage", str(storage), "--address", cluster.address]
+        assert here(*command, "--resume") == 2  # there is nothing yet to go on with
+        driver = start(*command)
         on_second = f":{second.node_id[:6]}"
 
         def is_at_work_there() -> bool:
@@ -230,19 +186,21 @@ def test_the_runs_of_a_node_that_dies_go_on_on_another(tmp_path):
         # Of the four runs it is at its first, or at the next by the time that it is gone.
         wait_for(is_at_work_there, "a run on the second node")
         cluster.remove_node(second, allow_graceful=False)
-        output, _ = driver.communicate(timeout=400)
-        assert driver.returncode == 0, output
-        assert "4 of 4 runs finished" in output
+        assert "4 of 4 runs finished" in driver.output()
         (run,) = (event["run"] for event in events(out, "lost"))
         where = [event["node"] for event in events(out, "started") if event["run"] == run]
         assert len(where) == 2
         assert where[0].endswith(on_second)
         assert not where[1].endswith(on_second)
-        assert_equal(out, alone)
+        for planned in load_sweep(str(out)).runs:
+            train(planned, tmp_path / "alone" / "runs" / planned.name)
+        assert_equal(out, tmp_path / "alone")
         assert not list(tmp_path.glob("first/streamwise/*/*"))  # what has finished leaves nothing behind
         assert [path.name for path in tmp_path.glob("second/streamwise/*/*")] == [run]
-        assert "4 of them finished before" in finish(str(out), "--address", cluster.address)
-        elsewhere = finish(spec, "--out", str(out), "--storage", str(tmp_path), code=2)
-        assert f"are in {storage}, not in {tmp_path}" in elsewhere
-    finally:
-        cluster.shutdown()
+        started = events(out, "started")
+        again = finish("sweep", str(out), "--address", cluster.address)
+        assert "4 of them finished before" in again
+        assert events(out, "started") == started
+        capsys.readouterr()
+        assert here("sweep", spec, "--out", str(out), "--storage", str(tmp_path)) == 2
+        assert f"are in {storage}, not in {tmp_path}" in capsys.readouterr().err

@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+from processes import here
 
 from streamwise.runs.tasks import load_tasks
 
@@ -93,15 +94,16 @@ def test_a_run_that_is_killed_goes_on_and_ends_as_one_that_was_not(tmp_path):
         (["file:nowhere.csv"], "nowhere.csv"),
     ],
 )
-def test_a_wrong_command_is_a_line_and_exit_code_2(arguments, says, tmp_path):
-    done = run("tasks", *arguments, cwd=tmp_path)
-    assert done.returncode == 2
-    assert says in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+def test_a_wrong_command_is_a_line_and_exit_code_2(arguments, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert here("tasks", *arguments) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert len(error.strip().splitlines()) == 1
 
 
-def test_help_teaches_by_examples():
-    done = run("tasks", "--help")
-    assert done.returncode == 0
-    assert "streamwise tasks file:events.csv.gz" in done.stdout
-    assert "--refresh-every" in done.stdout
+def test_help_teaches_by_examples(capsys):
+    assert here("tasks", "--help") == 0
+    output = capsys.readouterr().out
+    assert "streamwise tasks file:events.csv.gz" in output
+    assert "--refresh-every" in output

@@ -6,19 +6,15 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from processes import events, here, ray_cluster, start, wait_for
 
-from streamwise.cli import main
 from streamwise.memory.store import InProcessStore
 from streamwise.runs.checkpoint import Checkpoints
-from streamwise.runs.sweep_data import read_events
 from streamwise.runs.up_status import read_status
 
 ROOM = "streamwise/DelayedRecall-v0?symbols=3&delay=6"
@@ -61,44 +57,14 @@ checkpoint_seconds = 0.2
 interval = 500
 """
 EVENTS = 8_000  # of each partition
-
-
-def start(*arguments: str) -> subprocess.Popen:
-    """Start a command in a process group of its own, as a terminal does."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "streamwise", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finish(*arguments: str, code: int = 0) -> str:
-    process = start(*arguments)
-    output, _ = process.communicate(timeout=400)
-    assert process.returncode == code, output
-    assert "Traceback" not in output
-    return output
+MORE = 800  # steps that an agent has before it when a node dies
 
 
 def seen(out: Path) -> dict:
     """What the driver last wrote."""
     path = out / "status.json"
-    return json.loads(path.read_text()) if path.is_file() else {"learners": [], "memories": []}
-
-
-def wait_for(condition, what: str, seconds: float = 240.0):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"{what} did not come in {seconds:g} s")
-
-
-def events(out: Path, *names: str) -> list[dict]:
-    return [event for event in read_events(out / "events.jsonl") if event["event"] in names]
+    nothing = {"process": None, "learners": [], "memories": []}
+    return json.loads(path.read_text()) if path.is_file() else nothing
 
 
 def state_of(run: Path) -> dict[str, torch.Tensor]:
@@ -133,20 +99,32 @@ def spec(tmp_path_factory) -> str:
     return str(path)
 
 
-@pytest.fixture(scope="module")
-def ann_alone(tmp_path_factory) -> Path:
+def ending_at(steps: dict[str, int], spec: str, folder: Path) -> str:
+    """The same system, whose agents have other numbers of steps."""
+    text, path = Path(spec).read_text(), folder / "ending.toml"
+    for name, step in steps.items():
+        text = re.sub(rf"(\[learners.{name}\](?s:.*?)steps =) .*", rf"\1 {step}", text, count=1)
+    path.write_text(text)
+    return str(path)
+
+
+def alone(out: Path, steps: int) -> Path:
     """What `train` makes of the settings of ann, who reads nothing of others."""
-    out = tmp_path_factory.mktemp("alone") / "ann"
     flags = {
-        "steps": 1_200, "checkpoint-every": 100, "backend": "torch", "step-size-rule": "obgd",
+        "steps": steps, "checkpoint-every": 100, "backend": "torch", "step-size-rule": "obgd",
         "label": "ann", "out": out, "memory": "hcam", "memory-span": "life", "memory-chunk-length": 2,
     }  # fmt: skip
-    finish("train", ROOM, *(f"--{name}={value}" for name, value in flags.items()))
+    assert here("train", ROOM, *(f"--{name}={value}" for name, value in flags.items())) == 0
     return out
 
 
-def test_whoever_is_killed_the_rest_goes_on_and_nothing_is_lost_or_doubled(spec, ann_alone, tmp_path):
-    """A learner, then the memory, then the whole system dies; the same command goes on."""
+def steps_of(out: Path) -> dict[str, int]:
+    """How far the agents are, by their checkpoints."""
+    return {name: Checkpoints.of(out / "learners" / name).last_step() or 0 for name in ("ann", "bob")}
+
+
+def test_whoever_is_killed_the_rest_goes_on_and_nothing_is_lost_or_doubled(spec, tmp_path):
+    """A learner, the memory, the whole system dies; it goes on on a cluster, of which a node dies."""
     out = tmp_path / "system"
     driver = start("up", spec, "--out", str(out), "--until-end")
     process_of = {}
@@ -167,24 +145,42 @@ def test_whoever_is_killed_the_rest_goes_on_and_nothing_is_lost_or_doubled(spec,
     os.kill(process_of["bob"], signal.SIGKILL)
     wait_for(lambda: len(events(out, "started")) >= 7, "all of them again")
     driver.kill()
-    driver.wait()
     assert read_status(out)["state"] == "not running"
-    output = finish("up", str(out), "--until-end")
+
+    before, lost_before = steps_of(out), len(events(out, "lost"))
+    ends = {name: step + MORE for name, step in before.items()}
+    ending = ending_at(ends, spec, tmp_path)
+    with ray_cluster(num_cpus=0) as cluster:
+        nodes = {node.node_id: node for node in (cluster.add_node(num_cpus=4) for _ in range(2))}
+        driver = start("up", ending, "--out", str(out), "--until-end", "--address", cluster.address)
+
+        def node_of_ann() -> str | None:
+            now = seen(out)
+            if now["process"] != driver.process.pid or steps_of(out)["ann"] == before["ann"]:
+                return None
+            return next(one["node"] for one in now["learners"] if one["name"] == "ann")
+
+        lost = wait_for(node_of_ann, "ann at work again")
+        cluster.remove_node(nodes[lost], allow_graceful=False)
+        output = driver.output()
+    now = read_status(out)
+    at_last = next(one["node"] for one in now["learners"] if one["name"] == "ann")
+    assert at_last in nodes.keys() - {lost}
+    assert "ann" in {event.get("learner") for event in events(out, "lost")[lost_before:]}
     assert {line for line in output.splitlines() if line.endswith(": finished")} == {
         "ann: finished", "bob: finished", "shop/0: finished", "shop/1: finished"
     }  # fmt: skip
 
-    found, expected = state_of(out / "learners" / "ann"), state_of(ann_alone)
+    found, expected = state_of(out / "learners" / "ann"), state_of(alone(tmp_path / "alone", ends["ann"]))
     assert found.keys() == expected.keys()
     assert [name for name in found if not torch.equal(found[name], expected[name])] == []
     sealed = int(expected["memory.counters"][0])
     np.testing.assert_array_equal(chunks_of(out, "ann"), np.arange(sealed))
     bob = state_of(out / "learners" / "bob")
     np.testing.assert_array_equal(chunks_of(out, "bob"), np.arange(int(bob["memory.counters"][0])))
-    now = read_status(out)
     assert now["state"] == "finished"
     steps = {one["name"]: one["step"] for one in now["learners"]}
-    assert steps == {"ann": 1_200, "bob": 1_500, "shop/0": EVENTS, "shop/1": EVENTS}
+    assert steps == {**ends, "shop/0": EVENTS, "shop/1": EVENTS}
     (memory,) = now["memories"]
     assert memory["chunks"] == sealed + int(bob["memory.counters"][0])
 
@@ -194,14 +190,13 @@ def test_ctrl_c_ends_every_learner_with_a_checkpoint(spec, tmp_path, capsys):
     endless.write_text(re.sub(r"(?m)^steps = .*$", "", Path(spec).read_text()))
     driver = start("up", str(endless), "--out", str(out))
     wait_for(lambda: any(one["step"] > 500 for one in seen(out)["learners"]), "learning")
-    with pytest.raises(SystemExit):
-        main(["up", str(out)])
-    assert capsys.readouterr().err.startswith(f"streamwise up: {out} is in use by process {driver.pid}")
-    os.killpg(driver.pid, signal.SIGINT)
-    output, _ = driver.communicate(timeout=240)
-    assert driver.returncode == 130, output
+    assert here("up", str(out)) == 2
+    assert capsys.readouterr().err.startswith(
+        f"streamwise up: {out} is in use by process {driver.process.pid}"
+    )
+    driver.ctrl_c()
+    output = driver.output(130)
     assert f"go on:  streamwise up {out}" in output
-    assert "Traceback" not in output
     for event in events(out, "stopped"):
         name, _, worker = event["learner"].partition("/")
         run = out / "learners" / name / (f"workers-0001/{int(worker):04d}" if worker else "")

@@ -74,11 +74,12 @@ def test_a_lasting_memory_keeps_chunks_over_episodes_and_forgets_the_open_one():
     sealed = [seen[i : i + 2] for i in (0, 2, 5, 7, 10)]
     assert memory.counters[0] == 5
     assert readable(memory) == {tuple(chunk.flatten().tolist()) for chunk in sealed[-3:]}
-    for number in (2, 3, 4):
-        assert torch.equal(torch.from_numpy(memory.sealed_chunk(number)), sealed[number])
-    for number in (1, 5):
-        with pytest.raises(KeyError, match=f"chunk {number} is not kept"):
-            memory.sealed_chunk(number)
+    assert torch.equal(torch.from_numpy(memory.sealed_chunks(range(2, 5))), torch.stack(sealed[2:]))
+    assert torch.equal(torch.from_numpy(memory.sealed_chunks(range(3, 4))), sealed[3][None])
+    assert len(memory.sealed_chunks(range(3, 3))) == 0
+    for numbers in (range(1, 4), range(4, 6)):
+        with pytest.raises(KeyError, match=f"{numbers[0]} to {numbers[-1]} are not all kept"):
+            memory.sealed_chunks(numbers)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import threading
@@ -15,6 +16,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from streamwise.memory import segments
 from streamwise.memory.episode import EpisodeMemory
 from streamwise.memory.retention import Reservoir, Ring
 from streamwise.memory.shared import MemoryLink, NotOpenError, OpenedAgainError, SharedMemory
@@ -34,8 +36,8 @@ def own_memory(*, capacity=4, guests=0):
     return EpisodeMemory(WIDTH, chunk_length=LENGTH, capacity=capacity, lasting=True, guests=guests)
 
 
-def link(name, *, writes=True, reads=False, capacity=4, guests=0):
-    return MemoryLink(own_memory(capacity=capacity, guests=guests), name, writes, reads)
+def link(name, *, writes=True, reads=False, capacity=4, guests=0, shards=1):
+    return MemoryLink(own_memory(capacity=capacity, guests=guests), name, writes, reads, shards)
 
 
 def steps(*numbers):
@@ -219,6 +221,57 @@ def test_capacity_and_retention_hold_for_all_writers_together(retention):
         assert chunks_of(memory, "a") == chunks_of(memory, "b") == [34.0, 36.0, 38.0]
 
 
+def test_of_several_shards_each_writer_has_one_and_a_reader_hears_them_all():
+    shards, names = [shared() for _ in range(3)], [f"w{number}" for number in range(12)]
+    writers = [link(name, shards=3) for name in names]
+    reader = link("reader", writes=False, reads=True, guests=20, shards=3)
+    for number, writer in enumerate(writers):
+        live(writer, 10 * number, 0)
+        writer.exchange(shards[writer.home], writer.home)
+        assert [writer.concerns(shard) for shard in range(3)] == [shard == writer.home for shard in range(3)]
+    assert {writer.home for writer in writers} == {0, 1, 2}
+    for shard, memory in enumerate(shards):
+        reader.exchange(memory, shard)
+    reader.turn()
+    assert sorted(guests_of(reader)) == [
+        10 * number for number in range(12)
+    ]  # ids are the same, names are not
+    # After a restart it goes on behind what it has, in each shard, and lets go of what was dropped in one.
+    again = link("reader", writes=False, reads=True, guests=20, shards=3)
+    again.memory.load_state_dict(reader.memory.state_dict())
+    gone = writers[4]
+    shards[gone.home].store.drop([id for id in shards[gone.home].store.ids.tolist() if id >= 0][:1])
+    dropped = next(i for i, writer in enumerate(writers) if writer.home == gone.home)
+    for shard, memory in enumerate(shards):
+        assert not again.exchange(memory, shard)
+    again.turn()
+    assert sorted(guests_of(again)) == [10 * number for number in range(12) if number != dropped]
+
+
+def test_what_a_full_disk_took_of_many_chunks_is_not_there_twice(tmp_path, monkeypatch):
+    memory, writer = shared(tmp_path), link("a", capacity=40)
+    live(writer, *range(24))  # 12 chunks, and a file has room for 8
+    write, left = os.pwrite, 9
+
+    def fills_up(file, data, offset):
+        nonlocal left
+        if len(data) > 64 and left < len(data) // memory.store._record.itemsize:
+            raise OSError(28, "No space left on device")
+        left -= len(data) // memory.store._record.itemsize
+        return write(file, data, offset)
+
+    monkeypatch.setattr(segments.os, "pwrite", fills_up)
+    with pytest.raises(OSError, match="No space left") as caught:
+        writer.exchange(memory)
+    writer.lost(str(caught.value))
+    assert chunks_of(memory, "a") == list(range(0, 16, 2))
+    assert writer.memory.delivered == 0
+    monkeypatch.undo()
+    writer.exchange(memory)
+    assert chunks_of(memory, "a") == list(range(0, 24, 2))
+    assert memory.repeated == 8
+
+
 class LearnersThatAreKilled(RuleBasedStateMachine):
     """Three learners write and read; any of them, or the memory's process, is killed at any time.
 
@@ -228,23 +281,26 @@ class LearnersThatAreKilled(RuleBasedStateMachine):
 
     names = "abc"
 
-    @initialize()
-    def begin(self):
+    @initialize(shards=st.sampled_from([1, 2, 3]))
+    def begin(self, shards):
         self.folder = Path(tempfile.mkdtemp())
-        self.memory = shared(self.folder)
-        self.memory._recent = deque(maxlen=5)  # so that now and then all chunks have to be looked at
+        self.shards = [shared(self.folder / str(shard)) for shard in range(shards)]
+        for memory in self.shards:
+            memory._recent = deque(maxlen=5)  # so that now and then all chunks have to be looked at
         self.links = {name: self.new(name) for name in self.names}
         self.truth = {name: [] for name in self.names}
         self.kept = {name: (link_.memory.state_dict(), []) for name, link_ in self.links.items()}
         self.fork = 0
 
     def teardown(self):
-        if hasattr(self, "memory"):
-            self.memory.store.close()
+        if hasattr(self, "shards"):
+            for memory in self.shards:
+                memory.store.close()
             shutil.rmtree(self.folder)
 
     def new(self, name):
-        return link(name, writes=True, reads=name != "a", guests=0 if name == "a" else 6)
+        guests = 0 if name == "a" else 6
+        return link(name, writes=True, reads=name != "a", guests=guests, shards=len(self.shards))
 
     @rule(name=st.sampled_from(names), count=st.integers(1, 7))
     def lives(self, name, count):
@@ -259,13 +315,16 @@ class LearnersThatAreKilled(RuleBasedStateMachine):
     @rule(name=st.sampled_from(names))
     def exchanges(self, name):
         one = self.links[name]
-        try:
-            while one.exchange(self.memory):
-                pass
-        except NotOpenError as error:
-            one.lost(str(error))
-            while one.exchange(self.memory):
-                pass
+        for shard, memory in enumerate(self.shards):
+            if not one.concerns(shard):
+                continue
+            try:
+                while one.exchange(memory, shard):
+                    pass
+            except NotOpenError as error:
+                one.lost(str(error), shard)
+                while one.exchange(memory, shard):
+                    pass
         one.turn()
 
     @rule(name=st.sampled_from(names))
@@ -280,10 +339,17 @@ class LearnersThatAreKilled(RuleBasedStateMachine):
         self.truth[name] = list(truth)
         self.fork += 1
 
-    @rule()
-    def the_memory_is_killed(self):
-        self.memory.store.close()
-        self.memory = shared(self.folder)
+    @rule(which=st.integers(0, 2))
+    def a_shard_is_killed(self, which):
+        shard = which % len(self.shards)
+        self.shards[shard].store.close()
+        self.shards[shard] = shared(self.folder / str(shard))
+
+    def chunks_of(self, name):
+        """All of a writer's chunks, which are in one shard."""
+        home = self.links[name].home
+        assert not any(chunks_of(memory, name) for i, memory in enumerate(self.shards) if i != home)
+        return chunks_of(self.shards[home], name)
 
     @rule()
     def all_is_quiet(self):
@@ -296,15 +362,13 @@ class LearnersThatAreKilled(RuleBasedStateMachine):
         for name in self.names:
             whole = len(self.truth[name]) // LENGTH * LENGTH
             lived = self.truth[name][:whole:LENGTH]
-            there = chunks_of(self.memory, name)
+            there = self.chunks_of(name)
             assert there[: len(lived)] == lived
             # What comes after that was lived before a kill, and is in doubt until the writer says more.
-            assert len(there) == len(lived) or self.memory._writers[name].in_doubt
+            assert len(there) == len(lived) or self.shards[self.links[name].home]._writers[name].in_doubt
         for name in "bc":
             guests = guests_of(self.links[name])
-            others = [
-                chunk for other in self.names if other != name for chunk in chunks_of(self.memory, other)
-            ]
+            others = [chunk for other in self.names if other != name for chunk in self.chunks_of(other)]
             assert set(guests) <= set(others)
             assert len(guests) == len(set(guests)) or len(set(others)) < len(others)
 

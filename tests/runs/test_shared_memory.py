@@ -24,9 +24,9 @@ def memory():
     return SharedMemory(InProcessStore(1, 2, 1_000))
 
 
-def link(name, *, reads=False):
+def link(name, *, reads=False, shards=1):
     own = EpisodeMemory(2, chunk_length=1, capacity=50, lasting=True, guests=100 if reads else 0)
-    return MemoryLink(own, name, True, reads)
+    return MemoryLink(own, name, True, reads, shards)
 
 
 def live(one, numbers):
@@ -56,8 +56,8 @@ class Flaky:
 
 def test_what_is_sealed_arrives_while_the_learner_goes_on_and_the_rest_at_its_end():
     shared, teller, listener = memory(), link("a"), link("b", reads=True)
-    with Linked(listener, shared, print) as hears:
-        with Linked(teller, shared, print):
+    with Linked(listener, [shared], print) as hears:
+        with Linked(teller, [shared], print):
             live(teller, range(200))
         assert teller.unsent == 0
         wait_for(lambda: listener.turn() or hears.counts().received >= 50)
@@ -67,7 +67,7 @@ def test_what_is_sealed_arrives_while_the_learner_goes_on_and_the_rest_at_its_en
 def test_a_memory_that_is_away_is_waited_for_and_said_to_be():
     shared, one = memory(), link("a")
     line = Flaky(shared)
-    with Linked(one, line, print) as linked:
+    with Linked(one, [line], print) as linked:
         live(one, range(20))
         line.is_cut = True
         wait_for(lambda: linked.counts().problem)
@@ -80,9 +80,32 @@ def test_a_memory_that_is_away_is_waited_for_and_said_to_be():
     assert (shared.store.column("sequence")[:100] == range(100)).all()
 
 
+def test_while_one_shard_is_away_the_others_go_on():
+    shards, listener = [memory(), memory()], link("b", reads=True, shards=2)
+    a, c = (next(n for n in "acdefgh" if link(n, shards=2).home == shard) for shard in (0, 1))
+    lines = [Flaky(shard) for shard in shards]
+    lines[0].is_cut = True
+    tellers = link(a, shards=2), link(c, shards=2)
+    with (
+        Linked(listener, lines, print) as hears,
+        Linked(tellers[0], lines, print) as away,
+        Linked(tellers[1], lines, print) as there,
+    ):
+        for one in tellers:
+            live(one, range(30))
+        wait_for(lambda: listener.turn() or hears.counts().received >= 30)
+        assert (away.counts().problem, away.counts().unsent) == ("the line is cut", 30)
+        assert (there.counts().problem, there.counts().unsent) == ("", 0)
+        assert hears.counts().problem == "the line is cut"
+        lines[0].is_cut = False
+        wait_for(lambda: listener.turn() or hears.counts().received >= 60)
+        wait_for(lambda: not hears.counts().problem)
+    assert [shard.counts().written for shard in shards] == [{a: 30}, {c: 30}]
+
+
 def test_who_was_started_again_elsewhere_is_told_to_end():
     shared, one, reasons = memory(), link("a"), []
-    with Linked(one, shared, reasons.append):
+    with Linked(one, [shared], reasons.append):
         live(one, range(5))
         wait_for(lambda: not one.unsent)
         shared.open_writer("a", 5)
