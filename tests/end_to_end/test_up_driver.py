@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from processes import events, finish, here, start, wait_for
 
 from streamwise.memory.store import InProcessStore
 from streamwise.runs.checkpoint import Checkpoints
 from streamwise.runs.storage import open_storage
 from streamwise.runs.up_status import read_status
-from tests.end_to_end.processes import events, finish, start, wait_for
 
 ROOM = "streamwise/DelayedRecall-v0?symbols=3&delay=6"
-STEPS, EVENTS = 3_000, 10_000  # of each part of the log
-COMMON = {"checkpoint_every": 200, "step_size_rule": "obgd"}
+STEPS, EVENTS = 1_600, 10_000  # of each part of the log
+COMMON = {"checkpoint_every": 100, "step_size_rule": "obgd"}
 SYSTEM = f"""
 [streams.room]
 environment = "{ROOM}"
@@ -34,7 +34,7 @@ stream = "room"
 steps = {STEPS}
 writes = "shared"
 backend = "torch"
-checkpoint_every = 200
+checkpoint_every = 100
 step_size_rule = "obgd"
 [learners.bob]
 stream = "room"
@@ -43,7 +43,7 @@ seed = 1
 reads = "shared"
 writes = "shared"
 backend = "torch"
-checkpoint_every = 200
+checkpoint_every = 100
 step_size_rule = "obgd"
 [learners.shop]
 stream = "log"
@@ -83,7 +83,7 @@ def cluster():
     made.shutdown()
 
 
-def test_learners_go_on_without_a_driver_and_the_next_one_takes_them_over(cluster, tmp_path):
+def test_learners_go_on_without_a_driver_and_the_next_one_takes_them_over(cluster, tmp_path, capsys):
     out, storage, random = tmp_path / "system", tmp_path / "storage", np.random.default_rng(0)
     for part in range(2):
         lines = [
@@ -98,7 +98,7 @@ def test_learners_go_on_without_a_driver_and_the_next_one_takes_them_over(cluste
 
     def at_work() -> bool:
         learners = status_of(out)["learners"]
-        return bool(learners) and all(one["step"] > 200 for one in learners)
+        return bool(learners) and all(one["step"] > 150 for one in learners)
 
     wait_for(at_work, "all learners at work")
     before = {one["name"]: one for one in status_of(out)["learners"] + status_of(out)["memories"]}
@@ -111,13 +111,14 @@ def test_learners_go_on_without_a_driver_and_the_next_one_takes_them_over(cluste
     os.kill(before["shared/1"]["process"], signal.SIGKILL)
 
     # Neither a system beside it nor another specification is to touch its files.
-    elsewhere = finish("up", str(out), "--until-end", code=1)
+    assert here("up", str(out), "--until-end") == 1
+    elsewhere = capsys.readouterr().err
     assert f"take them over with `streamwise up {out} --address {cluster.address}`" in elsewhere
     spec.write_text(spec.read_text().replace("seed = 1", "seed = 2"))
     changed = finish("up", str(spec), "--out", str(out), *arguments, code=2)
     assert "run on without a driver, by another specification" in changed
-    other = finish("up", str(out), "--storage", str(tmp_path / "other"), *arguments, code=2)
-    assert f"are in {storage}, not in {tmp_path / 'other'}" in other
+    assert here("up", str(out), "--storage", str(tmp_path / "other"), *arguments) == 2
+    assert f"are in {storage}, not in {tmp_path / 'other'}" in capsys.readouterr().err
 
     finish("up", str(out), *arguments)
     assert len(events(out, "taken over")) == 1
