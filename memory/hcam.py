@@ -284,6 +284,8 @@ class HCAM(nn.Module):
         this step, so its chunk is sealed, however short.
         """
         now = self._open
+        if now.fill == len(now.steps):  # the store failed when it was full
+            self._seal()
         now.steps[now.fill] = item.detach().numpy()
         now.fill += 1
         now.priority += priority

@@ -53,6 +53,8 @@ class WorkerOutcome:
 
     events: int
     began_at: int = 0
+    lag: int | None = None
+    log_likelihood: float = float("nan")
     stopped: bool = False
     error: str | None = None
     is_final: bool = False
@@ -105,7 +107,12 @@ class Worker:
         def outcome(**found: Any) -> WorkerOutcome:
             watch = self._watch
             found.setdefault("events", watch.run.recorder.step if watch else 0)
-            return WorkerOutcome(began_at=watch.began_at if watch else found["events"], **found)
+            if watch is None:
+                return WorkerOutcome(began_at=found["events"], **found)
+            seen = watch.seen
+            return WorkerOutcome(
+                began_at=watch.began_at, lag=seen.lag, log_likelihood=seen.log_likelihood, **found
+            )
 
         try:
             result = self._ingest_soon(config, display=display, stop=self._stop, on_start=begin)

@@ -498,6 +498,10 @@ class _Driver:
             self._ended(member, outcome)
         else:
             member.step = answer.events
+            if answer.lag is not None:
+                member.lag = answer.lag
+            if math.isfinite(answer.log_likelihood):
+                member.score = {"log_likelihood": answer.log_likelihood}
             self._ended(member, answer)
 
     def _ended(self, member: Member, outcome: Outcome | WorkerOutcome) -> None:

@@ -129,6 +129,9 @@ def test_learners_go_on_without_a_driver_and_the_next_one_takes_them_over(cluste
         "ann": STEPS, "bob": STEPS, "shop/0": EVENTS, "shop/1": EVENTS
     }  # fmt: skip
     assert {event["learner"] for event in events(out, "averaged")} == {"shop"}
+    assert [(after[name]["lag"], *after[name]["score"]) for name in ("shop/0", "shop/1")] == [
+        (0, "log_likelihood")
+    ] * 2
     assert after["ann"]["process"] == before["ann"]["process"]  # it never stopped
     assert after["bob"]["process"] != before["bob"]["process"]
 

@@ -390,6 +390,22 @@ def test_chunks_hold_the_steps_in_their_order_and_summaries_their_means(episodes
         torch.testing.assert_close(torch.from_numpy(memory.store.summaries[i]), stacked.mean(0))
 
 
+def test_a_chunk_that_the_store_could_not_take_is_sealed_when_it_can(monkeypatch):
+    memory, steps = make_memory(), items(2 * LENGTH)
+    for item in steps[: LENGTH - 1]:
+        memory.append(item)
+    with monkeypatch.context() as patched:
+        patched.setattr(memory.store, "append", lambda *_, **__: (_ for _ in ()).throw(OSError("full")))
+        with pytest.raises(OSError, match="full"):
+            memory.append(steps[LENGTH - 1])
+        with pytest.raises(OSError, match="full"):
+            memory.append(steps[LENGTH])
+    for item in steps[LENGTH:]:
+        memory.append(item)
+    contents, _ = memory.store.contents([0, 1])
+    assert torch.equal(torch.from_numpy(contents).reshape(2 * LENGTH, WIDTH), steps)
+
+
 @IMPLEMENTATIONS
 def test_reading_step_by_step_is_reading_all_at_once_with_a_causal_mask(implementation):
     memory, steps, queries = make_memory(), items(33), torch.randn(33, QUERY)
