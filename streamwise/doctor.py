@@ -24,6 +24,7 @@ _OPTIONAL = {  # distribution -> the extra that installs it
     "starlette": "serve",
     "uvicorn": "serve",
     "prometheus-client": "serve",
+    "scikit-learn": "continual",
 }
 _COLOURS = {"ok": "green", "--": "yellow", "no": "red"}
 
