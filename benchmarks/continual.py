@@ -27,7 +27,10 @@ from streamwise.agents.nearest_mean import NearestMean
 from streamwise.memory.continual.ewc import OnlineEWC
 from streamwise.memory.continual.key_value_bottleneck import KeyValueBottleneck
 from streamwise.memory.continual.prioritized_finetuning import PrioritizedFinetuning
+from streamwise.memory.continual.reg_lora import RegLoRA
+from streamwise.memory.continual.relation_distillation import RelationDistillation
 from streamwise.memory.continual.replay import Replay
+from streamwise.memory.continual.view_batch import ViewBatch
 from streamwise.runs.continual_metrics import average_accuracy, forgetting
 from streamwise.streams.datasets import DatasetStream, dataset_stream
 
@@ -47,13 +50,16 @@ class Options:
 
     schedules: tuple[str, ...] = tuple(SCHEDULES)
     """split, permuted, rotated, gradual, recurring, domains."""
+    methods: tuple[str, ...] = ()
+    """Of the tables' first column; all if none is named."""
     seeds: int = 5
     """Of everything that is drawn."""
 
 
-def plain(stream: DatasetStream, seed: int) -> Classifier:
+def plain(stream: DatasetStream, seed: int, **settings: Any) -> Classifier:
     """Make what methods are put around."""
-    return Classifier(stream.features, stream.classes, ClassifierConfig(batch_size=10), seed=seed)
+    config = ClassifierConfig(batch_size=10, **settings)
+    return Classifier(stream.features, stream.classes, config, seed=seed)
 
 
 def bottleneck(stream: DatasetStream, seed: int, *, keys: str) -> Any:
@@ -84,6 +90,11 @@ METHODS: dict[str, Callable[[DatasetStream, int], Any]] = {
     "k-FPF-KD, all": lambda stream, seed: finetuned(
         stream, seed, final_steps=0, modules=("",), distillation=0.5
     ),
+    "view-batch": lambda stream, seed: ViewBatch(plain(stream, seed), seed=seed),
+    "PRD": lambda stream, seed: RelationDistillation(
+        plain(stream, seed, step_size=0.02), stream.classes, seed=seed
+    ),
+    "RegLoRA": lambda stream, seed: RegLoRA(plain(stream, seed), seed=seed),
     "DKVB, keys of all inputs": lambda stream, seed: bottleneck(stream, seed, keys="all"),
     "DKVB, keys of the first": lambda stream, seed: bottleneck(stream, seed, keys="first"),
 }
@@ -135,6 +146,9 @@ def main() -> None:
     """Measure."""
     options = tyro.cli(Options, description=Options.__doc__)
     console = Console(width=110)
+    for method in options.methods:
+        if method not in METHODS:
+            raise SystemExit(f"there is no method {method!r}; choose from {', '.join(METHODS)}.")
     for schedule in options.schedules:
         if schedule not in SCHEDULES:
             raise SystemExit(f"there is no schedule {schedule!r}; choose from {', '.join(SCHEDULES)}.")
@@ -145,6 +159,8 @@ def main() -> None:
         everything = {"nothing, all mixed": (plain, joint)} if schedule == "split" else {}
         everything |= {name: (make, SCHEDULES[schedule]) for name, make in METHODS.items()}
         for name, (make, url) in everything.items():
+            if options.methods and name not in options.methods:
+                continue
             found = np.array([live(make, url, seed) for seed in range(options.seeds)])
             final, lost, online, spent, size = found.T
             table.add_row(

@@ -21,8 +21,11 @@ from streamwise.memory.continual.prioritized_finetuning import (
     Sensitivity,
     sensitive_modules,
 )
+from streamwise.memory.continual.reg_lora import RegLoRA
+from streamwise.memory.continual.relation_distillation import RelationDistillation
 from streamwise.memory.continual.replay import Replay
 from streamwise.memory.continual.reservoir import Reservoir
+from streamwise.memory.continual.view_batch import ViewBatch
 from streamwise.streams import Example
 
 FEATURES, CLASSES = 6, 4
@@ -47,6 +50,10 @@ METHODS = {
         base(), capacity=12, every=2, steps=2, batch_size=4, modules=("",), distillation=0.5
     ),
     "bottleneck": lambda: bottleneck(base()),
+    "low rank": lambda: RegLoRA(base(), rank=2, most=0.1),
+    "views": lambda: ViewBatch(base(), capacity=12, places=4, views=2, rest=2),
+    "relations": lambda: RelationDistillation(base(), CLASSES, window=10),
+    "low rank with replay": lambda: Replay(RegLoRA(base(), rank=2, most=0.1), capacity=12, count=3),
     "finetuning of ewc and replay": lambda: PrioritizedFinetuning(
         OnlineEWC(Replay(base(), capacity=9)), capacity=12, every=3, steps=2, batch_size=4
     ),
@@ -118,7 +125,7 @@ def test_what_it_keeps_is_bounded_and_other_generators_are_left_alone(name):
     expected = torch.rand(2)
     torch.manual_seed(1)
     learner = METHODS[name]()
-    live(learner, examples(100), {30, 60})
+    live(learner, examples(100), range(3, 88, 3))
     size = sum(value.numel() for value in learner.state_dict().values())
     live(learner, examples(200, seed=2), {30, 60, 90, 120})
     assert sum(value.numel() for value in learner.state_dict().values()) == size
