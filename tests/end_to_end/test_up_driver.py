@@ -19,7 +19,7 @@ from streamwise.runs.storage import open_storage
 from streamwise.runs.up_status import read_status
 
 ROOM = "streamwise/DelayedRecall-v0?symbols=3&delay=6"
-STEPS, EVENTS = 1_600, 10_000  # of each part of the log
+STEPS, EVENTS = 1_200, 10_000  # of each part of the log
 COMMON = {"checkpoint_every": 100, "step_size_rule": "obgd"}
 SYSTEM = f"""
 [streams.room]
@@ -115,8 +115,8 @@ def test_learners_go_on_without_a_driver_and_the_next_one_takes_them_over(cluste
     elsewhere = capsys.readouterr().err
     assert f"take them over with `streamwise up {out} --address {cluster.address}`" in elsewhere
     spec.write_text(spec.read_text().replace("seed = 1", "seed = 2"))
-    changed = finish("up", str(spec), "--out", str(out), *arguments, code=2)
-    assert "run on without a driver, by another specification" in changed
+    assert here("up", str(spec), "--out", str(out), *arguments) == 2
+    assert "run on without a driver, by another specification" in capsys.readouterr().err
     assert here("up", str(out), "--storage", str(tmp_path / "other"), *arguments) == 2
     assert f"are in {storage}, not in {tmp_path / 'other'}" in capsys.readouterr().err
 
@@ -138,7 +138,7 @@ def test_learners_go_on_without_a_driver_and_the_next_one_takes_them_over(cluste
     alone = tmp_path / "alone"
     flags = {**COMMON, "steps": STEPS, "backend": "torch", "label": "ann", "memory": "hcam",
              "memory_span": "life", "memory_chunk_length": 2, "out": alone}  # fmt: skip
-    finish("train", ROOM, *(f"--{name.replace('_', '-')}={value}" for name, value in flags.items()))
+    assert here("train", ROOM, *(f"--{name.replace('_', '-')}={value}" for name, value in flags.items())) == 0
     expected, found = _state(alone / "checkpoints"), _state(storage / "ann")
     assert found.keys() == expected.keys()
     assert [name for name in found if not torch.equal(found[name], expected[name])] == []
