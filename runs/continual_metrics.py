@@ -24,7 +24,9 @@ __all__ = [
     "forward_transfer",
     "incremental_accuracy",
     "learning_accuracy",
+    "lost_on_leaving",
     "retention_area",
+    "retention_curve",
     "stream_accuracy",
     "worst_case_accuracy",
 ]
@@ -90,6 +92,50 @@ def worst_case_accuracy(accuracies: ArrayLike, learned_at: Sequence[int]) -> flo
     """
     found = np.asarray(accuracies, np.float64)
     return float(np.mean([found[time:, j].min() for j, time in enumerate(learned_at)]))
+
+
+def lost_on_leaving(looks: ArrayLike, accuracies: ArrayLike, segments: Sequence[Sequence[int]]) -> float:
+    """Return how much is lost, on average, of each experience between its end and when it returns.
+
+    looks: [n], after how many samples accuracies [n, experiences] were measured, the ends of segments among
+    them. segments: start, stop and experience of each. What does not return is looked at in the end. Where
+    every experience comes once, it is `forgetting`.
+    """
+    found, at = np.asarray(accuracies, np.float64), list(np.asarray(looks))
+    lost = [
+        found[at.index(stop), experience] - found[at.index(until), experience]
+        for experience, stop, until in _departures(segments)
+    ]
+    return float(np.mean(lost)) if lost else 0.0
+
+
+def retention_curve(
+    looks: ArrayLike, accuracies: ArrayLike, segments: Sequence[Sequence[int]], lags: ArrayLike
+) -> NDArray[np.float64]:
+    """Return the mean accuracy on an experience so many samples after its end, [lags].
+
+    For looks, accuracies and segments see `lost_on_leaving`. Between two looks the accuracy is a line; NaN
+    where nothing is away for so long.
+    """
+    found, at = np.asarray(accuracies, np.float64), np.asarray(looks, np.float64)
+    since = np.asarray(lags, np.float64)
+    curves = [
+        np.where(since <= until - stop, np.interp(stop + since, at, found[:, experience]), np.nan)
+        for experience, stop, until in _departures(segments)
+    ]
+    known = np.isfinite(curves).sum(0) if curves else np.zeros(len(since))
+    return np.divide(np.nansum(curves, 0), known, out=np.full(len(since), np.nan), where=known > 0)
+
+
+def _departures(segments: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
+    """Return experience, its end, and when it returns or all ends; for each segment but the last."""
+    found = []
+    for place, (_, stop, experience) in enumerate(segments[:-1]):
+        returns = [start for start, _, other in segments[place + 1 :] if other == experience]
+        until = returns[0] if returns else segments[-1][1]
+        if until > stop:
+            found.append((experience, stop, until))
+    return found
 
 
 def fading_accuracy(correct: ArrayLike, decay: float = 0.999) -> NDArray[np.float64]:

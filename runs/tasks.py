@@ -14,8 +14,8 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -31,13 +31,13 @@ from streamwise.runs.checkpoint import CheckpointError, Checkpoints, check_finit
 from streamwise.runs.config import read_toml, save_config, settings_of
 from streamwise.runs.lock import locked
 from streamwise.runs.loop import StopRequest
-from streamwise.runs.progress import clock
-from streamwise.runs.ray_cluster import RayStoppedError, errors_of_others_to, reach, running_ray
+from streamwise.runs.ray_cluster import reach
 from streamwise.runs.storage import LocalStorage, replace_durably
 from streamwise.runs.task_methods import BASES, NEURAL, make_method
 from streamwise.runs.task_scores import METRICS, MethodSettings
 from streamwise.runs.task_split import By, Events, Split
 from streamwise.runs.task_statistics import STATISTICAL
+from streamwise.runs.unit_pool import Pool, result_path, run_units
 from streamwise.streams import DivergedError, UsageError
 from streamwise.streams.dead_letters import DeadLetterLog
 from streamwise.streams.errors import nearest
@@ -61,8 +61,6 @@ __all__ = [
 
 _KIND = "tasks"
 _FREE = ("methods", "bases", "seeds", "out", "address", "cpus", "max_failures")  # may change on going on
-_LOOK_EVERY_SECONDS = 0.25
-_SHOW_EVERY_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -413,30 +411,32 @@ def run_tasks(
             raise UsageError(
                 f"{config.source} has other events than when {directory} was begun; give another --out."
             )
-        (directory / "results").mkdir(exist_ok=True)
         replace_durably(path, json.dumps(about).encode())
         save_config(config, directory, kind=_KIND)
-        units = units_of(config)
-        missing = [unit for unit in units if not _result_path(directory, unit).is_file()]
-        failed: dict[str, str] = {}
-        stop = stop or StopRequest()
-        if missing:
-            with (
-                errors_of_others_to(directory / "ray.log") as stderr,
-                running_ray(config.address, config.cpus),
-                stop.on_signals(),
-            ):
-                failed = _Driver(config, events, units, missing, console or Console(file=stderr), stop).run()
-        done = sum(_result_path(directory, unit).is_file() for unit in units)
+        units, stop = units_of(config), stop or StopRequest()
+        pool = Pool(
+            directory,
+            Worker,
+            (config, events),
+            parts=lambda unit: config.tasks,
+            part="task",
+            worth=_worth,
+            address=config.address,
+            cpus=config.cpus,
+            max_failures=config.max_failures,
+        )
+        failed = run_units(units, pool, console, stop)
+        done = sum(result_path(directory, unit).is_file() for unit in units)
         return TasksResult(directory, done, len(units), failed, stop.signal)
+
+
+def _worth(answer: dict[str, Any]) -> str:
+    average = summarize(as_floats(answer["matrices"]["log_likelihood"])).average
+    return "" if math.isnan(average) else f"log-likelihood {average:.3f} on average, "
 
 
 def _split(events: Events, config: TasksConfig) -> Split:
     return Split(events, config.tasks, config.by, window=config.window, predictions=config.predictions)
-
-
-def _result_path(directory: Path, unit: Unit) -> Path:
-    return directory / "results" / f"{unit.name}.json"
 
 
 # ---- on Ray ----
@@ -465,153 +465,6 @@ class Worker:
     def progress(self) -> int:
         """Return how many tasks of the unit are done."""
         return self.done
-
-
-@dataclass(eq=False)
-class _Slot:
-    """One worker, the unit it is at, and the calls that have yet to answer."""
-
-    worker: Any
-    unit: Unit | None = None
-    call: Any = None
-    asked: Any = None
-    done: int = 0
-    began: float = 0.0
-
-
-class _Driver:
-    """Hands units to workers until none is left, and writes their results."""
-
-    def __init__(
-        self,
-        config: TasksConfig,
-        events: Events,
-        units: list[Unit],
-        missing: list[Unit],
-        console: Console,
-        stop: StopRequest,
-    ) -> None:
-        import ray
-
-        self.ray: Any = ray
-        self.config, self.console, self.stop = config, console, stop
-        self.units, self.waiting = units, list(missing)
-        self.finished = len(units) - len(missing)
-        self.failures: dict[str, int] = {}
-        self.failed: dict[str, str] = {}
-        self.arguments = (ray.put(config), ray.put(events))
-        self.shown_at = 0.0
-
-    def run(self) -> dict[str, str]:
-        """Run all that waits; return why units were given up, by name."""
-        self._say(f"{len(self.units)} units, {self.finished} of them done before")
-        cores = int(self.ray.cluster_resources().get("CPU", 1))
-        slots = [self._new_slot() for _ in range(max(1, min(cores, len(self.waiting))))]
-        try:
-            with self._display() as show:
-                while self.stop.signal is None and (self.waiting or any(slot.unit for slot in slots)):
-                    self._assign(slots)
-                    self._wait(slots)
-                    show(slots)
-        except self.ray.exceptions.RayError as error:
-            reason = str(error).partition("\n")[0]
-            raise RayStoppedError(f"Ray has stopped ({reason}); the same command goes on.") from None
-        return self.failed
-
-    def _new_slot(self) -> _Slot:
-        worker = self.ray.remote(concurrency_groups={"watch": 1})(Worker)
-        return _Slot(worker.options(num_cpus=1).remote(*self.arguments))
-
-    def _assign(self, slots: list[_Slot]) -> None:
-        for slot in slots:
-            if slot.unit is None and self.waiting:
-                slot.unit, slot.done, slot.began = self.waiting.pop(0), 0, time.monotonic()
-                slot.call = slot.worker.run.remote(slot.unit)
-            if slot.unit is not None and slot.asked is None:
-                slot.asked = slot.worker.progress.options(concurrency_group="watch").remote()
-
-    def _wait(self, slots: list[_Slot]) -> None:
-        calls = [slot.call for slot in slots if slot.unit is not None]
-        self.ray.wait(calls, timeout=_LOOK_EVERY_SECONDS)
-        for slot in slots:
-            if slot.asked is not None and self._answered(slot.asked):
-                asked, slot.asked = slot.asked, None
-                try:
-                    slot.done = self.ray.get(asked)
-                except self.ray.exceptions.RayError:  # what became of the unit is the answer of its own call
-                    continue
-        for slot in slots:
-            if slot.unit is not None and self._answered(slot.call):
-                self._take(slot)
-
-    def _answered(self, call: Any) -> bool:
-        return bool(self.ray.wait([call], timeout=0)[0])
-
-    def _take(self, slot: _Slot) -> None:
-        """A unit has ended, or its process has died."""
-        unit, slot.unit = slot.unit, None
-        assert unit is not None
-        try:
-            answer = self.ray.get(slot.call)
-        except self.ray.exceptions.RayActorError:
-            self.failures[unit.name] = self.failures.get(unit.name, 0) + 1
-            fresh = self._new_slot()
-            slot.worker, slot.asked = fresh.worker, None
-            if self.failures[unit.name] > self.config.max_failures:
-                self._give_up(unit, "its process died")
-            else:
-                self._say(f"{unit.name}: its process died; it goes on from its last task")
-                self.waiting.insert(0, unit)
-            return
-        except self.ray.exceptions.RayTaskError as error:
-            self._give_up(unit, " ".join(str(error.cause).split()) or type(error.cause).__name__)
-            return
-        if isinstance(answer, str):
-            self._give_up(unit, answer)
-            return
-        replace_durably(_result_path(self.config.directory, unit), json.dumps(answer).encode())
-        self.finished += 1
-        average = summarize(as_floats(answer["matrices"]["log_likelihood"])).average
-        worth = "" if math.isnan(average) else f"log-likelihood {average:.3f} on average, "
-        self._say(f"{unit.name}: {worth}{clock(time.monotonic() - slot.began)}")
-
-    def _give_up(self, unit: Unit, reason: str) -> None:
-        self.failed[unit.name] = reason
-        self._say(f"{unit.name}: failed: {reason}")
-
-    @contextmanager
-    def _display(self) -> Iterator[Callable[[list[_Slot]], None]]:
-        """Yield what shows how far it is: a bar on a terminal, a line now and then elsewhere."""
-        if not self.console.is_terminal:
-            yield self._show_line
-            return
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        columns = (BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-        with Progress(*columns, console=self.console, transient=True) as bar:
-            shown = bar.add_task("starting", total=len(self.units) * self.config.tasks)
-
-            def show(slots: list[_Slot]) -> None:
-                bar.update(shown, completed=self._tasks_done(slots), description=self._at_work(slots))
-
-            yield show
-
-    def _tasks_done(self, slots: list[_Slot]) -> int:
-        return self.finished * self.config.tasks + sum(slot.done for slot in slots if slot.unit is not None)
-
-    def _at_work(self, slots: list[_Slot]) -> str:
-        return ", ".join(
-            f"{slot.unit.name} task {min(slot.done + 1, self.config.tasks)}" for slot in slots if slot.unit
-        )
-
-    def _show_line(self, slots: list[_Slot]) -> None:
-        now = time.monotonic()
-        if now - self.shown_at >= _SHOW_EVERY_SECONDS and any(slot.unit for slot in slots):
-            self.shown_at = now
-            self._say(f"{self.finished} of {len(self.units)} units done; {self._at_work(slots)}")
-
-    def _say(self, line: str) -> None:
-        self.console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def as_floats(matrix: list[list[float | None]]) -> NDArray[np.float64]:

@@ -6,7 +6,8 @@
     dataset:digits?schedule=rotated                    pictures turned by a quarter each time
     dataset:digits?schedule=gradual                    from one order of pixels to another, little by little
     dataset:digits?schedule=recurring                  worlds A, B, A, C, A
-    dataset:digits?schedule=joint                      everything mixed: what could be had without changes
+    dataset:digits?schedule=joint                      all classes, nothing changes
+    dataset:digits?schedule=split&mixed=true           the experiences of a schedule, all shuffled together
 
 An experience is a world: some classes, a range, an order of pixels. A segment is a time for which it lasts; a
 world may come back. `blur` mixes examples over the boundaries of segments, so that these are no instants.
@@ -74,6 +75,8 @@ class DatasetSettings:
     """Passes over what each segment holds."""
     blur: float = 0.0
     """Share of a segment, 0 to 1, on both sides of a boundary, in which examples change sides."""
+    mixed: bool = False
+    """All experiences in one segment, shuffled: what could be had if nothing changed."""
     seed: int = 0
     """Of the division into training and test parts, the order of classes and examples, and permutations."""
 
@@ -82,7 +85,10 @@ def dataset_stream(url: str) -> DatasetStream:
     """Return the stream of `dataset:NAME?KEY=VALUE&...`. Raises UsageError for what it cannot be."""
     name, _, query = url.removeprefix("dataset:").partition("?")
     values: dict[str, Any] = {"name": name}
-    known = {"schedule": str, "experiences": int, "epochs": int, "blur": float, "seed": int}
+    known: dict[str, Callable[[str], Any]] = {
+        "schedule": str, "experiences": int, "epochs": int, "blur": float, "seed": int,
+        "mixed": {"true": True, "false": False}.__getitem__,
+    }  # fmt: skip
     for key, value in parse_qsl(query, keep_blank_values=True):
         if key not in known:
             raise UsageError(f"{url}: unknown setting {key!r}.{nearest(key, known)}")
@@ -90,6 +96,8 @@ def dataset_stream(url: str) -> DatasetStream:
             values[key] = known[key](value)
         except ValueError:
             raise UsageError(f"{url}: {key}={value} is no number.") from None
+        except KeyError:
+            raise UsageError(f"{url}: {key}={value}; use true or false.") from None
     return DatasetStream(DatasetSettings(**values))
 
 
@@ -136,6 +144,8 @@ class DatasetStream:
             segments.append(Segment(start, start + len(part), world))
             start += len(part)
         order = np.concatenate(parts)
+        if self.settings.mixed:
+            return order[random.permutation(len(order))], [Segment(0, len(order), 0)]
         if self.settings.schedule == "gradual":  # the two worlds have the same rows
             order[:, 0] = random.random(len(order)) < np.arange(len(order)) / len(order)
         for before, after in pairwise(segments):

@@ -500,6 +500,66 @@ def _tasks(argv: list[str]) -> int:
 
 
 @dataclass(frozen=True)
+class ContinualArguments:
+    """Compare methods of continual learning on streams whose world changes: what is kept, and what it costs.
+
+    A specification names schedules, such as classes that come in groups, and methods, such as replay; each
+    method lives through each schedule with several seeds, one example at a time. Draws a report of tables,
+    curves and matrices. The same command again goes on with what is missing.
+
+    streamwise continual digits
+    streamwise continual my-comparison.toml --seeds 2 --out outputs/mine
+    streamwise continual outputs/mine
+    """
+
+    spec: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SPEC")]
+    """A .toml file, the directory of a comparison to go on with, or a name; see above."""
+    out: Path | None = None
+    """The directory. Unset: outputs/continual-<name>, or the one that SPEC is."""
+    seeds: int | None = None
+    """Run so many seeds instead of as many as the specification says."""
+    cpus: int | None = None
+    """How many cores of this machine to use, without --address. Unset: all."""
+    address: str | None = None
+    """A Ray cluster: HOST:PORT, or auto for the one this machine belongs to. Every node must see --out."""
+    max_failures: int = 3
+    """Give a unit up after so many failures of its process."""
+
+
+def _continual(argv: list[str]) -> int:
+    from streamwise.runs.continual import ContinualOptions, load_continual, protocol_names, run_continual
+
+    names = f"\n\nSpecifications that come with streamwise: {', '.join(protocol_names())}."
+    help_text = inspect.cleandoc(ContinualArguments.__doc__ or "") + names
+    arguments = _parse(ContinualArguments, "continual", argv, help_text)
+    from streamwise.streams import UsageError
+
+    for name, lowest in (("seeds", 1), ("cpus", 1), ("max_failures", 0)):
+        value = getattr(arguments, name)
+        if value is not None and value < lowest:
+            raise UsageError(f"--{name.replace('_', '-')} is {value}; use {lowest} or more.")
+    if arguments.address is not None and arguments.cpus is not None:
+        raise UsageError("--cpus is of this machine alone; with --address, the nodes say what they have.")
+    spec = load_continual(arguments.spec, arguments.seeds)
+    given = Path(arguments.spec)
+    out = arguments.out or (given if given.is_dir() else Path("outputs") / f"continual-{spec.name}")
+    options = ContinualOptions(out, arguments.cpus, arguments.address, arguments.max_failures)
+    result = run_continual(spec, options)
+    failed = f", {len(result.failed)} failed" if result.failed else ""
+    print(f"{result.done} of {result.units} units done{failed}")
+    print(f"continual: {result.directory}")
+    if result.done:
+        from streamwise.runs.continual_report import write_continual_report
+
+        files = write_continual_report(result.directory)
+        print(f"report: {files.html}\nplot:   {files.png}")
+    if result.signal is not None:
+        print(f"go on:  streamwise continual {out}")
+        return 128 + result.signal
+    return 1 if result.failed else 0
+
+
+@dataclass(frozen=True)
 class EvaluateArguments:
     """Play episodes with a run's newest checkpoint, learning nothing, and print the mean return.
 
@@ -596,8 +656,8 @@ class ReportArguments:
     Several runs of one environment are drawn together, as seeds of one curve or as agents to compare. Of a
     sweep come interquartile means over seeds with bootstrap intervals, probabilities of improvement,
     performance profiles, and every number as CSV and Parquet; several sweeps are compared with each other.
-    Runs of `ingest` on the same events are compared as models. Of `tasks` come matrices and tables; of a live
-    system who learns from what, how well, and what happened when.
+    Runs of `ingest` on the same events are compared as models. Of `tasks` and `continual` come matrices and
+    tables; of a live system who learns from what, how well, and what happened when.
 
     streamwise report outputs/demo
     streamwise report outputs/events-hawkes outputs/events-counts
@@ -614,6 +674,7 @@ class ReportArguments:
 
 def _report(argv: list[str]) -> int:
     arguments = _parse(ReportArguments, "report", argv)
+    from streamwise.runs.continual import is_continual
     from streamwise.runs.ingest_config import is_ingest
     from streamwise.runs.report import write_report
     from streamwise.runs.sweep_data import is_sweep
@@ -630,6 +691,14 @@ def _report(argv: list[str]) -> int:
         if len(arguments.runs) > 1:
             raise UsageError(f"{arguments.runs[0]} is a comparison on tasks; draw one at a time.")
         files = write_task_report(arguments.runs[0], arguments.out)
+        print(f"report: {files.html}\nplot:   {files.png}")
+        return 0
+    if any(map(is_continual, arguments.runs)):
+        from streamwise.runs.continual_report import write_continual_report
+
+        if len(arguments.runs) > 1:
+            raise UsageError("a comparison of methods of continual learning is drawn alone; name one.")
+        files = write_continual_report(arguments.runs[0], arguments.out)
         print(f"report: {files.html}\nplot:   {files.png}")
         return 0
     if any(map(is_system, arguments.runs)):
@@ -728,6 +797,7 @@ COMMANDS = {
     "up": Command("run a live system: many learners, their streams and shared memories", _up),
     "status": Command("show how a live system is", _status),
     "tasks": Command("divide a stream into tasks: what methods learn, keep and forget", _tasks),
+    "continual": Command("compare methods against forgetting on streams whose world changes", _continual),
     "evaluate": Command("play episodes with a trained policy; make a video", _evaluate),
     "checkpoints": Command("list a run's checkpoints and check them", _checkpoints),
     "report": Command("draw runs as an HTML page and a PNG", _report),

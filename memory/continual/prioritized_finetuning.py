@@ -39,7 +39,7 @@ def sensitive_modules(network: nn.Module) -> tuple[str, ...]:
 class PrioritizedFinetuning(Wrapped):
     """Refreshes sensitive modules on a reservoir of samples, every `every` updates, and at `consolidate`.
 
-    capacity: samples that are kept. every: τ, updates between rounds; None: only at `consolidate`. steps,
+    capacity: samples that are kept. every: τ, updates between rounds; 0: only at `consolidate`. steps,
     final_steps: n of a round, and of one at `consolidate`. batch_size: of a step. modules: names of those
     that are refreshed; None: see `sensitive_modules`; ("",): all. step_size: of a step. distillation: μ.
     """
@@ -51,7 +51,7 @@ class PrioritizedFinetuning(Wrapped):
         learner: Trainable,
         *,
         capacity: int = 200,
-        every: int | None = 20,
+        every: int = 20,
         steps: int = 50,
         final_steps: int = 300,
         batch_size: int = 32,
@@ -61,9 +61,9 @@ class PrioritizedFinetuning(Wrapped):
         seed: int = 0,
     ) -> None:
         super().__init__(learner)
-        for name, number in (("every", every), ("steps", steps), ("batch_size", batch_size)):
-            if number is not None and number < 1:
-                raise ValueError(f"{name} is {number}; use 1 or more.")
+        for name, number, least in (("every", every, 0), ("steps", steps, 1), ("batch_size", batch_size, 1)):
+            if number < least:
+                raise ValueError(f"{name} is {number}; use {least} or more.")
         self.reservoir = Reservoir(capacity, seed)
         self.every, self.steps, self.final_steps, self.batch_size = every, steps, final_steps, batch_size
         self.modules = sensitive_modules(self.network) if modules is None else tuple(modules)
@@ -96,7 +96,7 @@ class PrioritizedFinetuning(Wrapped):
         """Score a sample and learn from it; now and then, refresh."""
         before = self.updates
         metrics = super().learn_one(sample)
-        if self.every is not None and self.updates > before and self.updates % self.every == 0:
+        if self.every and self.updates > before and self.updates % self.every == 0:
             self.finetune(self.steps)
         return metrics
 

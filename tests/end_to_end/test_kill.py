@@ -52,6 +52,17 @@ def test_a_killed_run_remembers_what_one_that_never_was_does(tmp_path, memory, a
     check(Case(environment, agent, backend, steps, 40, memory), tmp_path, kills=3)
 
 
+@pytest.mark.parametrize(
+    ("environment", "agent", "steps"),
+    [
+        ("HalfCheetah-v5?change=gravity&values=1,0.5,1.5&every=300&blend=0.5", "stream-ac", 2_500),
+        ("MinAtar/Sequence-v0?games=Breakout,Asterix&every=200", "stream-q", 1_500),
+    ],
+)
+def test_a_killed_run_lives_in_the_worlds_of_one_that_never_was(tmp_path, environment, agent, steps):
+    check(Case(environment, agent, "native", steps, steps // 30), tmp_path, kills=3)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["native", "torch"])
 @pytest.mark.parametrize(

@@ -72,3 +72,27 @@ def test_retention_is_a_mean_over_the_logarithm_of_time():
 def test_what_has_more_times_than_experiences_is_refused():
     with pytest.raises(ValueError, match="one time for each experience"):
         metrics.average_accuracy([[1.0, 0.0]])
+
+
+@given(square)
+def test_where_nothing_returns_what_is_lost_on_leaving_is_what_is_forgotten(found):
+    count = len(found)
+    segments = [(10 * j, 10 * j + 10, j) for j in range(count)]
+    looks = [10 * j + 10 for j in range(count)]
+    assert metrics.lost_on_leaving(looks, found, segments) == pytest.approx(metrics.forgetting(found))
+
+
+def test_what_returns_is_looked_at_before_it_does():
+    segments = [(0, 10, 0), (10, 20, 1), (20, 30, 0), (30, 40, 2)]  # A B A C
+    looks = [0, 10, 20, 30, 40]
+    rows = [[0.1, 0.0, 0.0], [0.9, 0.0, 0.0], [0.5, 0.8, 0.1], [1.0, 0.4, 0.1], [0.7, 0.3, 0.9]]
+    lost = [0.9 - 0.5, 0.8 - 0.3, 1.0 - 0.7]
+    assert metrics.lost_on_leaving(looks, rows, segments) == pytest.approx(np.mean(lost))
+    curve = metrics.retention_curve(looks, rows, segments, [0, 5, 10, 20, 21])
+    assert curve[0] == pytest.approx((0.9 + 0.8 + 1.0) / 3)
+    assert curve[1] == pytest.approx((0.7 + 0.6 + 0.85) / 3)
+    assert curve[2] == pytest.approx((0.5 + 0.4 + 0.7) / 3)
+    assert curve[3] == pytest.approx(0.3)  # only B is away for so long
+    assert np.isnan(curve[4])
+    assert metrics.lost_on_leaving(looks[:2], rows[:2], [(0, 10, 0)]) == 0.0
+    assert np.isnan(metrics.retention_curve(looks[:2], rows[:2], [(0, 10, 0)], [0, 1])).all()

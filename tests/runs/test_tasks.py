@@ -30,6 +30,7 @@ from streamwise.runs.tasks import (
     summarize,
     units_of,
 )
+from streamwise.runs.unit_pool import result_path
 from streamwise.streams import UsageError
 
 TASKS, TYPES = 3, 3
@@ -463,18 +464,15 @@ def test_a_source_is_read_whole_in_its_order(tmp_path):
 def without_ray(monkeypatch):
     """Run units in this process, one after the other."""
 
-    class Here:
-        def __init__(self, config, events, units, missing, console, stop):
-            self.config, self.split, self.missing = config, tasks._split(events, config), missing
+    def here(units, pool, console, stop):
+        worker = pool.worker(*pool.arguments)
+        (pool.directory / "results").mkdir(exist_ok=True)
+        for unit in units:
+            if not result_path(pool.directory, unit).is_file():
+                result_path(pool.directory, unit).write_text(json.dumps(worker.run(unit)))
+        return {}
 
-        def run(self):
-            for unit in self.missing:
-                result = json.dumps(run_unit(unit, self.config, self.split))
-                tasks._result_path(self.config.directory, unit).write_text(result)
-            return {}
-
-    monkeypatch.setattr(tasks, "_Driver", Here)
-    monkeypatch.setattr(tasks, "running_ray", lambda address, cpus: tasks.ExitStack())
+    monkeypatch.setattr(tasks, "run_units", here)
 
 
 def test_the_same_command_does_what_is_missing_and_another_is_refused(tmp_path, monkeypatch):

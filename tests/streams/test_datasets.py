@@ -171,3 +171,16 @@ def test_settings_are_those_of_the_url():
         "iris", experiences=3, seed=7, blur=0.2
     )
     assert len(DatasetStream(DatasetSettings("iris", experiences=3))) == 120
+
+
+def test_mixed_is_all_experiences_in_one_segment_and_the_tests_stay():
+    url = "dataset:digits?schedule=permuted&experiences=3&seed=2"
+    apart, examples = drawn(url)
+    together, mixed = drawn(f"{url}&mixed=true")
+    assert [tuple(segment) for segment in together.segments] == [(0, len(examples), 0)]
+    assert rows(mixed) == rows(examples)
+    assert [e.features.tobytes() for e in mixed] != [e.features.tobytes() for e in examples]
+    for one, other in zip(apart.tests, together.tests, strict=True):
+        assert np.array_equal(one.features, other.features)
+    with pytest.raises(UsageError, match="mixed=maybe; use true or false"):
+        dataset_stream(f"{url}&mixed=maybe")

@@ -251,7 +251,7 @@ def test_only_sensitive_modules_are_refreshed_and_statistics_stay():
         nn.Linear(8, CLASSES),
     )
     assert sensitive_modules(learner.network) == ("1", "5")
-    tuned = PrioritizedFinetuning(learner, every=None, batch_size=8)
+    tuned = PrioritizedFinetuning(learner, every=0, batch_size=8)
     live(tuned, examples(40))
     before = {name: value.clone() for name, value in learner.network.state_dict().items()}
     tuned.finetune(5)
@@ -262,7 +262,7 @@ def test_only_sensitive_modules_are_refreshed_and_statistics_stay():
     assert learner.network.training
 
 
-@pytest.mark.parametrize(("every", "rounds"), [(1, 8), (3, 2), (8, 1), (9, 0), (None, 0)])
+@pytest.mark.parametrize(("every", "rounds"), [(1, 8), (3, 2), (8, 1), (9, 0), (0, 0)])
 def test_rounds_come_every_so_many_updates(every, rounds):
     learner = PrioritizedFinetuning(base(), every=every, steps=1)
     live(learner, examples(44))  # 8 updates, and four that wait
@@ -295,7 +295,7 @@ def test_all_modules_after_every_update_are_replay_of_a_batch_of_their_own():
 
 def test_what_was_said_of_a_sample_is_what_it_is_pulled_to():
     learner = PrioritizedFinetuning(
-        base(), capacity=200, every=None, modules=("",), distillation=1e3, step_size=1e-4
+        base(), capacity=200, every=0, modules=("",), distillation=1e3, step_size=1e-4
     )
     live(learner, examples(100))
     live(learner, examples(200, seed=1, classes=[0]))

@@ -1,0 +1,245 @@
+"""What `streamwise continual` compares: learners, what is put around them, and what each is told.
+
+[methods."replay of 50"]          # a name, as tables have it
+method = "replay"                 # what is put around the learner; "nothing" for the learner alone
+capacity = 50                     # settings of it
+
+[methods."EWC with replay"]
+method = ["replay", "ewc"]        # the innermost first; settings of each in a table of its name
+ewc.strength = 10.0
+learner.step_size = 0.05          # of the learner itself
+consolidate = "adwin"             # instead of what the specification says
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+
+from streamwise.agents.classifier import Classifier, ClassifierConfig
+from streamwise.agents.nearest_mean import NearestMean
+from streamwise.memory.continual.consolidation import ConsolidateAtDrift, ConsolidateEvery
+from streamwise.memory.continual.ewc import OnlineEWC
+from streamwise.memory.continual.key_value_bottleneck import KeyValueBottleneck
+from streamwise.memory.continual.prioritized_finetuning import PrioritizedFinetuning
+from streamwise.memory.continual.reg_lora import RegLoRA
+from streamwise.memory.continual.relation_distillation import RelationDistillation
+from streamwise.memory.continual.replay import Replay
+from streamwise.memory.continual.view_batch import ViewBatch
+from streamwise.streams import UsageError
+from streamwise.streams.datasets import DatasetStream, Labelled
+from streamwise.streams.errors import nearest
+
+__all__ = [
+    "AROUND",
+    "MethodSpec",
+    "accuracy",
+    "check_consolidate",
+    "check_settings",
+    "make_learner",
+    "method_spec",
+]
+
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """One method of a comparison.
+
+    base: the learner, "classifier" or "nearest-mean". around: what is put around it, the innermost first,
+    each with its settings. learner: settings of it. consolidate: "boundaries", "never", "every:SAMPLES",
+    "adwin" or "page-hinkley". mixed: whether all experiences are mixed, as no stream is: the anchor of what
+    could be had.
+    """
+
+    name: str
+    base: str
+    around: tuple[tuple[str, Settings], ...]
+    learner: Settings
+    consolidate: str
+    mixed: bool = False
+
+    @property
+    def told(self) -> str:
+        """What it knows beside examples, in words."""
+        known = [str(settings["keys"]) for name, settings in self.around if settings.get("keys")]
+        words = {"all": "inputs of all experiences", "first": "inputs of the first"}
+        told = [words[keys] for keys in known if keys in words]
+        if any(AROUND[name].consolidates for name, _ in self.around) and self.consolidate == "boundaries":
+            told.append("boundaries")
+        return ", ".join(told)
+
+
+# ---- what there is
+
+
+@dataclass(frozen=True)
+class Around:
+    """Something to put around a learner.
+
+    make: of a learner, the stream and a seed, with settings by name. consolidates: whether it has a use for
+    `consolidate`. of: where the settings' names, types and defaults are read from. beforehand: settings that
+    `make` takes and `of` does not, with their types: of what is done before the stream begins.
+    """
+
+    make: Callable[..., Any]
+    of: Callable[..., Any]
+    consolidates: bool = False
+    beforehand: tuple[tuple[str, Any], ...] = ()
+
+
+def _plain(kind: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what makes a method that needs the learner, a seed and its settings."""
+    seeded = "seed" in inspect.signature(kind).parameters
+
+    def make(learner: Any, stream: DatasetStream, seed: int, **settings: Any) -> Any:
+        return kind(learner, **({"seed": seed} if seeded else {}), **settings)
+
+    return make
+
+
+def _relations(learner: Any, stream: DatasetStream, seed: int, **settings: Any) -> RelationDistillation:
+    return RelationDistillation(learner, stream.classes, seed=seed, **settings)
+
+
+def _bottleneck(
+    learner: Any, stream: DatasetStream, seed: int, keys: str = "", key_epochs: int = 10, **settings: Any
+) -> KeyValueBottleneck:
+    """Make a bottleneck whose keys have seen inputs, without labels: of all experiences, or of the first."""
+    found = KeyValueBottleneck(learner, stream.features, stream.classes, seed=seed, **settings)
+    if keys:
+        seen = stream.training[:1] if keys == "first" else stream.training
+        found.move_keys(torch.from_numpy(np.concatenate([part.features for part in seen])), key_epochs)
+    return found
+
+
+AROUND = {
+    "replay": Around(_plain(Replay), Replay),
+    "ewc": Around(_plain(OnlineEWC), OnlineEWC, consolidates=True),
+    "finetuning": Around(_plain(PrioritizedFinetuning), PrioritizedFinetuning, consolidates=True),
+    "view-batch": Around(_plain(ViewBatch), ViewBatch),
+    "relation-distillation": Around(_relations, RelationDistillation, consolidates=True),
+    "reg-lora": Around(_plain(RegLoRA), RegLoRA, consolidates=True),
+    "bottleneck": Around(
+        _bottleneck, KeyValueBottleneck, beforehand=(("keys", Literal["all", "first"]), ("key_epochs", int))
+    ),
+}  # fmt: skip
+_ALONE = ("nothing", "nearest-mean")
+_GIVEN = ("self", "learner", "seed", "width", "outputs", "classes", "encoder")  # by `make`, not by users
+
+
+# ---- from a specification
+
+
+def method_spec(name: str, table: Mapping[str, Any], consolidate: str, where: str) -> MethodSpec:
+    """Read the table of one method. Raises UsageError, in a line that says where, for what it cannot be."""
+    table, where = dict(table), f"{where}: method {name!r}"
+    names = table.pop("method", "nothing")
+    learner = table.pop("learner", {})
+    mixed = table.pop("mixed", False)
+    consolidate = table.pop("consolidate", consolidate)
+    names = [names] if isinstance(names, str) else names
+    known = [*_ALONE, *AROUND]
+    for each in names:
+        if each not in known:
+            raise UsageError(f"{where}: there is no {each!r}.{nearest(str(each), known)}")
+    if len(names) > 1 and set(names) & set(_ALONE):
+        raise UsageError(f"{where}: {names[0]!r} goes with no other.")
+    around = []
+    for each in names:
+        settings = table if len(names) == 1 else table.pop(each, {})
+        if each in AROUND:
+            around.append((each, _checked(AROUND[each], settings, f"{where}: {each}")))
+        elif settings:
+            raise UsageError(f"{where}: {each!r} has no setting {next(iter(settings))!r}.")
+    if len(names) > 1 and table:
+        key = next(iter(table))
+        raise UsageError(f"{where}: unknown key {key!r}.{nearest(key, names)}")
+    check_consolidate(consolidate, where)
+    _learner_config(learner, f"{where}: learner")
+    base = "nearest-mean" if "nearest-mean" in names else "classifier"
+    return MethodSpec(name, base, tuple(around), dict(learner), consolidate, bool(mixed))
+
+
+def check_consolidate(text: Any, where: str) -> None:
+    """Raise UsageError unless this says when to consolidate."""
+    known = ("boundaries", "never", "adwin", "page-hinkley", "every:500")
+    every = str(text).removeprefix("every:")
+    if text in known or (str(text).startswith("every:") and every.isdecimal() and int(every) > 0):
+        return
+    raise UsageError(f"{where}: consolidate is {text!r}; use one of {', '.join(known)}.")
+
+
+def _checked(around: Around, settings: Any, where: str) -> Settings:
+    """Return settings of the right types. Raises UsageError for others."""
+    if not isinstance(settings, dict):
+        raise UsageError(f"{where}: {settings!r} is no table of settings.")
+    hints = typing.get_type_hints(around.of.__init__ if inspect.isclass(around.of) else around.of)
+    known = {key: hints[key] for key in inspect.signature(around.of).parameters if key not in _GIVEN} | dict(
+        around.beforehand
+    )
+    found = {}
+    for key, value in settings.items():
+        if key not in known:
+            raise UsageError(f"{where}: unknown setting {key!r}.{nearest(key, known)}")
+        try:
+            found[key] = msgspec.convert(value, known[key])
+        except msgspec.ValidationError as error:
+            raise UsageError(f"{where}: {key} is {value!r}: {error}.") from None
+    return found
+
+
+def _learner_config(settings: Mapping[str, Any], where: str) -> ClassifierConfig:
+    known = ClassifierConfig.__dataclass_fields__
+    for key in settings:
+        if key not in known:
+            raise UsageError(f"{where}: unknown setting {key!r}.{nearest(key, known)}")
+    try:
+        return msgspec.convert(dict(settings), ClassifierConfig)
+    except (msgspec.ValidationError, UsageError) as error:
+        raise UsageError(f"{where}: {error}.") from None
+
+
+def make_learner(method: MethodSpec, learner: Mapping[str, Any], stream: DatasetStream, seed: int) -> Any:
+    """Make what a method is, for a stream. learner: settings that hold unless the method has others.
+
+    Raises UsageError for settings that a method refuses.
+    """
+    if method.base == "nearest-mean":
+        return NearestMean(stream.features, stream.classes)
+    config = _learner_config({**learner, **method.learner}, f"method {method.name!r}: learner")
+    made: Any = Classifier(stream.features, stream.classes, config, seed=seed)
+    try:
+        for name, settings in method.around:
+            made = AROUND[name].make(made, stream, seed, **settings)
+        if method.consolidate.startswith("every:"):
+            made = ConsolidateEvery(made, samples=int(method.consolidate.removeprefix("every:")))
+        elif method.consolidate in ("adwin", "page-hinkley"):
+            made = ConsolidateAtDrift(made, detector=method.consolidate)
+    except (ValueError, ImportError) as error:
+        raise UsageError(f"method {method.name!r}: {error}") from None
+    return made
+
+
+def check_settings(method: MethodSpec, learner: Mapping[str, Any], stream: DatasetStream) -> None:
+    """Raise UsageError for settings that a method refuses, without what takes long beforehand."""
+    quick = [
+        (name, {key: value for key, value in settings.items() if key not in dict(AROUND[name].beforehand)})
+        for name, settings in method.around
+    ]
+    make_learner(replace(method, around=tuple(quick)), learner, stream, 0)
+
+
+def accuracy(learner: Any, test: Labelled) -> float:
+    """Return the share of examples whose class is predicted, learning nothing."""
+    found: Tensor = learner.scores(torch.from_numpy(test.features)).argmax(1)
+    return float((found.numpy() == test.labels).mean())
