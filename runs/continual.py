@@ -43,11 +43,12 @@ from streamwise.runs.checkpoint import CheckpointError, Checkpoints, check_finit
 from streamwise.runs.config import read_toml
 from streamwise.runs.continual_methods import (
     MethodSpec,
-    accuracy,
+    World,
     check_consolidate,
     check_settings,
     make_learner,
     method_spec,
+    world_of,
 )
 from streamwise.runs.continual_metrics import fading_accuracy
 from streamwise.runs.lock import locked
@@ -56,7 +57,6 @@ from streamwise.runs.ray_cluster import reach
 from streamwise.runs.storage import LocalStorage, replace_durably
 from streamwise.runs.unit_pool import Pool, result_path, run_units
 from streamwise.streams import DivergedError, UsageError
-from streamwise.streams.datasets import DatasetStream, dataset_stream
 from streamwise.streams.errors import nearest
 
 __all__ = [
@@ -93,6 +93,7 @@ class ContinualSpec:
     """A comparison: schedules by name, methods by name, and the tables it was read from."""
 
     name: str
+    world: World
     seeds: int
     looks: int
     schedules: Mapping[str, str]
@@ -191,12 +192,17 @@ def _understood(tables: dict[str, Any], path: Path, seeds: int | None) -> Contin
     for key in ("schedules", "methods"):
         if not tables.get(key):
             raise UsageError(f"{path}: [{key}] names none.")
+    worlds = []
     for name, url in tables["schedules"].items():
-        if not url.startswith("dataset:"):
-            raise UsageError(f"{path}: schedule {name!r} is {url!r}; use dataset:NAME?schedule=...")
         if "seed=" in url:
             raise UsageError(f"{path}: schedule {name!r} has a seed of its own; the seeds of units go there.")
-        _opened(url, 0, path)
+        try:
+            worlds.append(world_of(url))
+            _opened(worlds[-1], url, 0)
+        except UsageError as error:
+            raise UsageError(f"{path}: schedule {name!r}: {error}") from None
+    if any(world is not worlds[0] for world in worlds):
+        raise UsageError(f"{path}: schedules are of several kinds; make a file for each.")
     consolidate = tables.get("consolidate", "boundaries")
     check_consolidate(consolidate, str(path))
     methods = {
@@ -204,6 +210,7 @@ def _understood(tables: dict[str, Any], path: Path, seeds: int | None) -> Contin
     }
     spec = ContinualSpec(
         tables.get("name", path.stem if path.name != _FILE else path.parent.name),
+        worlds[0],
         seeds, looks, tables["schedules"], tables.get("learner", {}), methods, tables,
     )  # fmt: skip
     names = [unit.name for unit in units_of(spec)]
@@ -213,17 +220,15 @@ def _understood(tables: dict[str, Any], path: Path, seeds: int | None) -> Contin
     for url in spec.schedules.values():  # a setting that a method refuses is found before anything runs
         for method in methods.values():
             try:
-                check_settings(method, spec.learner, _opened(url, 0, path))
+                check_settings(method, spec.learner, spec.world, _opened(spec.world, url, 0))
             except UsageError as error:
                 raise UsageError(f"{path}: {error}") from None
     return spec
 
 
-def _opened(url: str, seed: int, path: Path) -> DatasetStream:
-    try:
-        return dataset_stream(f"{url}{'&' if '?' in url else '?'}seed={seed}")
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from None
+def _opened(world: World, url: str, seed: int, *, mixed: bool = False) -> Any:
+    more = f"seed={seed}{'&mixed=true' if mixed else ''}"
+    return world.open(f"{url}{'&' if '?' in url else '?'}{more}")
 
 
 # ---- one unit
@@ -236,20 +241,19 @@ def run_unit(
 
     on_look: told how many looks there were. Raises DivergedError if weights are no longer finite.
     """
-    method, url = spec.methods[unit.method], spec.schedules[unit.schedule]
+    method, world, url = spec.methods[unit.method], spec.world, spec.schedules[unit.schedule]
     torch.set_num_threads(1)
-    stream = dataset_stream(f"{url}&seed={unit.seed}{'&mixed=true' if method.mixed else ''}")
-    tests = stream.tests
-    learner = make_learner(method, spec.learner, stream, unit.seed)
-    segments = len(dataset_stream(f"{url}&seed={unit.seed}").segments) if method.mixed else 1
+    stream = _opened(world, url, unit.seed, mixed=method.mixed)
+    segments = len(_opened(world, url, unit.seed).segments) if method.mixed else 1
+    learner = make_learner(method, spec.learner, world, stream, unit.seed)
     looks = _looks(stream, spec.looks * segments)
     ends = {segment.stop for segment in stream.segments}
     checkpoints = Checkpoints(LocalStorage(directory / "checkpoints" / unit.name), keep=1)
-    seen = {"rows": [[accuracy(learner, test) for test in tests]], "seconds": 0.0}
-    correct = np.zeros(len(stream), np.uint8)
+    seen = {"rows": [[world.test(learner, test) for test in stream.tests]], "seconds": 0.0}
+    online = np.zeros(len(stream), np.float32)  # how well each sample was predicted
     if checkpoints.names():
         checkpoint = checkpoints.latest()
-        correct = checkpoint.state.pop("run.correct").numpy().copy()
+        online = checkpoint.state.pop("run.online").numpy().copy()
         learner.load_state_dict(checkpoint.state)
         stream.seek(checkpoint.meta["position"])
         seen = checkpoint.meta["seen"]
@@ -258,17 +262,17 @@ def run_unit(
     for look in looks[len(seen["rows"]) - 1 :]:
         began = time.perf_counter()
         while (number := stream.position["example"]) < look:
-            correct[number] = learner.learn_one(next(samples))["correct"]
+            online[number] = learner.learn_one(next(samples))[world.online]
             if number + 1 in ends and method.consolidate == "boundaries":
                 learner.consolidate()
         seen["seconds"] += time.perf_counter() - began
         state = learner.state_dict()
         check_finite(state, "try a smaller step_size")
-        seen["rows"].append([accuracy(learner, test) for test in tests])
+        seen["rows"].append([world.test(learner, test) for test in stream.tests])
         _check_unchanged(state, learner.state_dict(), unit)
         checkpoints.save(
             look,
-            {**state, "run.correct": torch.from_numpy(correct)},
+            {**state, "run.online": torch.from_numpy(online)},
             {"unit": unit.name, "position": stream.position, "seen": seen},
         )
         on_look(len(seen["rows"]) - 1)
@@ -278,13 +282,12 @@ def run_unit(
         "schedule": unit.schedule,
         "method": unit.method,
         "seed": unit.seed,
-        "experiences": len(tests),
-        "patterns": [len(test.labels) for test in tests],
+        "patterns": [len(test.labels) for test in stream.tests],
         "segments": [list(segment) for segment in stream.segments],
         "looks": [0, *looks],
-        "accuracies": seen["rows"],
-        "online": float(correct.mean()),
-        "online_curve": _curve(correct),
+        "scores": seen["rows"],
+        "online": float(online.mean(dtype=np.float64)),
+        "online_curve": _curve(online),
         "microseconds": 1e6 * seen["seconds"] / len(stream),
         "bytes": sum(tensor.numel() * tensor.element_size() for tensor in state.values()),
         "trained": sum(p.numel() for p in network.parameters() if p.requires_grad) if network else 0,
@@ -293,7 +296,7 @@ def run_unit(
     }
 
 
-def _looks(stream: DatasetStream, count: int) -> list[int]:
+def _looks(stream: Any, count: int) -> list[int]:
     """Return after how many examples all experiences are tested: `count` times in each segment."""
     return [
         segment.start + (segment.stop - segment.start) * look // count
@@ -309,11 +312,16 @@ def _check_unchanged(before: dict[str, Tensor], after: dict[str, Tensor], unit: 
         raise RuntimeError(f"{unit.name}: testing has changed {', '.join(changed) or 'what is kept'}.")
 
 
-def _curve(correct: NDArray[np.uint8]) -> list[list[float]]:
-    """Return some points of the fading accuracy: after how many examples, and what it was."""
-    fading = fading_accuracy(correct, 0.99)
-    places = np.unique(np.linspace(0, len(correct) - 1, _CURVE_POINTS).astype(int))
+def _curve(online: NDArray[np.float32]) -> list[list[float]]:
+    """Return some points of the fading mean: after how many samples, and what it was."""
+    fading = fading_accuracy(online, 0.99)
+    places = np.unique(np.linspace(0, len(online) - 1, _CURVE_POINTS).astype(int))
     return [[int(place) + 1, float(fading[place])] for place in places]
+
+
+def score_text(world: World, score: float) -> str:
+    """Return a score as it is told."""
+    return f"{100 * score:.1f}%" if world.unit == "accuracy" else f"{score:.3f} nats an event"
 
 
 # ---- all of them
@@ -363,16 +371,14 @@ def run_continual(
         tables = {**spec.tables, "name": spec.name, "seeds": spec.seeds}
         replace_durably(directory / _FILE, tomli_w.dumps(tables).encode())
         units, stop = units_of(spec), stop or StopRequest()
-        segments = {
-            name: len(_opened(url, 0, directory / _FILE).segments) for name, url in spec.schedules.items()
-        }
+        segments = {name: len(_opened(spec.world, url, 0).segments) for name, url in spec.schedules.items()}
         pool = Pool(
             directory,
             Worker,
             (spec, directory),
             parts=lambda unit: spec.looks * segments[unit.schedule],
             part="look",
-            worth=lambda answer: f"{100 * np.mean(answer['accuracies'][-1]):.1f}% at the end, ",
+            worth=lambda answer: f"{score_text(spec.world, np.mean(answer['scores'][-1]))} at the end, ",
             address=options.address,
             cpus=options.cpus,
             max_failures=options.max_failures,

@@ -16,7 +16,7 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import msgspec
@@ -35,17 +35,19 @@ from streamwise.memory.continual.relation_distillation import RelationDistillati
 from streamwise.memory.continual.replay import Replay
 from streamwise.memory.continual.view_batch import ViewBatch
 from streamwise.streams import UsageError
-from streamwise.streams.datasets import DatasetStream, Labelled
+from streamwise.streams.datasets import dataset_stream
 from streamwise.streams.errors import nearest
 
 __all__ = [
     "AROUND",
+    "WORLDS",
     "MethodSpec",
-    "accuracy",
+    "World",
     "check_consolidate",
     "check_settings",
     "make_learner",
     "method_spec",
+    "world_of",
 ]
 
 Settings = dict[str, Any]
@@ -83,6 +85,49 @@ class MethodSpec:
 
 
 @dataclass(frozen=True)
+class World:
+    """A kind of streams, the learner that lives in them, and how it is tested.
+
+    open: of a URL, a stream with `segments`, `training` and `tests`. config: the learner's settings. make: of
+    these, a stream and a seed, the learner. test: of a learner and one of the stream's tests, a score, higher
+    is better. online: the metric of `learn_one` that says how well a sample was predicted. unit: of scores.
+    """
+
+    open: Callable[[str], Any]
+    config: type
+    make: Callable[[Any, Any, int], Any]
+    test: Callable[[Any, Any], float]
+    online: str
+    unit: Literal["accuracy", "nats"]
+
+
+def _accuracy(learner: Any, test: Any) -> float:
+    """Return the share of examples whose class is predicted, learning nothing."""
+    found: Tensor = learner.scores(torch.from_numpy(test.features)).argmax(1)
+    return float((found.numpy() == test.labels).mean())
+
+
+WORLDS = {
+    "dataset": World(
+        dataset_stream,
+        ClassifierConfig,
+        lambda config, stream, seed: Classifier(stream.features, stream.classes, config, seed=seed),
+        _accuracy,
+        "correct",
+        "accuracy",
+    ),
+}
+
+
+def world_of(url: str) -> World:
+    """Return the world of a stream's URL. Raises UsageError if there is none."""
+    kind = url.partition(":")[0]
+    if ":" not in url or kind not in WORLDS:
+        raise UsageError(f"{url!r} is no stream whose world changes; use {':... or '.join(WORLDS)}:...")
+    return WORLDS[kind]
+
+
+@dataclass(frozen=True)
 class Around:
     """Something to put around a learner.
 
@@ -101,18 +146,18 @@ def _plain(kind: Callable[..., Any]) -> Callable[..., Any]:
     """Return what makes a method that needs the learner, a seed and its settings."""
     seeded = "seed" in inspect.signature(kind).parameters
 
-    def make(learner: Any, stream: DatasetStream, seed: int, **settings: Any) -> Any:
+    def make(learner: Any, stream: Any, seed: int, **settings: Any) -> Any:
         return kind(learner, **({"seed": seed} if seeded else {}), **settings)
 
     return make
 
 
-def _relations(learner: Any, stream: DatasetStream, seed: int, **settings: Any) -> RelationDistillation:
+def _relations(learner: Any, stream: Any, seed: int, **settings: Any) -> RelationDistillation:
     return RelationDistillation(learner, stream.classes, seed=seed, **settings)
 
 
 def _bottleneck(
-    learner: Any, stream: DatasetStream, seed: int, keys: str = "", key_epochs: int = 10, **settings: Any
+    learner: Any, stream: Any, seed: int, keys: str = "", key_epochs: int = 10, **settings: Any
 ) -> KeyValueBottleneck:
     """Make a bottleneck whose keys have seen inputs, without labels: of all experiences, or of the first."""
     found = KeyValueBottleneck(learner, stream.features, stream.classes, seed=seed, **settings)
@@ -165,7 +210,6 @@ def method_spec(name: str, table: Mapping[str, Any], consolidate: str, where: st
         key = next(iter(table))
         raise UsageError(f"{where}: unknown key {key!r}.{nearest(key, names)}")
     check_consolidate(consolidate, where)
-    _learner_config(learner, f"{where}: learner")
     base = "nearest-mean" if "nearest-mean" in names else "classifier"
     return MethodSpec(name, base, tuple(around), dict(learner), consolidate, bool(mixed))
 
@@ -198,48 +242,45 @@ def _checked(around: Around, settings: Any, where: str) -> Settings:
     return found
 
 
-def _learner_config(settings: Mapping[str, Any], where: str) -> ClassifierConfig:
-    known = ClassifierConfig.__dataclass_fields__
-    for key in settings:
-        if key not in known:
-            raise UsageError(f"{where}: unknown setting {key!r}.{nearest(key, known)}")
-    try:
-        return msgspec.convert(dict(settings), ClassifierConfig)
-    except (msgspec.ValidationError, UsageError) as error:
-        raise UsageError(f"{where}: {error}.") from None
-
-
-def make_learner(method: MethodSpec, learner: Mapping[str, Any], stream: DatasetStream, seed: int) -> Any:
+def make_learner(method: MethodSpec, learner: Mapping[str, Any], world: World, stream: Any, seed: int) -> Any:
     """Make what a method is, for a stream. learner: settings that hold unless the method has others.
 
     Raises UsageError for settings that a method refuses.
     """
     if method.base == "nearest-mean":
+        if world.unit != "accuracy":
+            raise UsageError(f"method {method.name!r}: 'nearest-mean' is for classes, of 'dataset:' streams.")
         return NearestMean(stream.features, stream.classes)
-    config = _learner_config({**learner, **method.learner}, f"method {method.name!r}: learner")
-    made: Any = Classifier(stream.features, stream.classes, config, seed=seed)
+    where = f"method {method.name!r}"
+    made = world.make(_learner_config(world, {**learner, **method.learner}, where), stream, seed)
     try:
         for name, settings in method.around:
             made = AROUND[name].make(made, stream, seed, **settings)
         if method.consolidate.startswith("every:"):
             made = ConsolidateEvery(made, samples=int(method.consolidate.removeprefix("every:")))
         elif method.consolidate in ("adwin", "page-hinkley"):
-            made = ConsolidateAtDrift(made, detector=method.consolidate)
+            detector: Any = method.consolidate
+            made = ConsolidateAtDrift(made, detector=detector, watched=world.online)
     except (ValueError, ImportError) as error:
-        raise UsageError(f"method {method.name!r}: {error}") from None
+        raise UsageError(f"{where}: {error}") from None
     return made
 
 
-def check_settings(method: MethodSpec, learner: Mapping[str, Any], stream: DatasetStream) -> None:
+def _learner_config(world: World, settings: Mapping[str, Any], where: str) -> Any:
+    known = [option.name for option in fields(world.config)]
+    for key in settings:
+        if key not in known:
+            raise UsageError(f"{where}: learner: unknown setting {key!r}.{nearest(key, known)}")
+    try:
+        return msgspec.convert(dict(settings), world.config)
+    except (msgspec.ValidationError, UsageError) as error:
+        raise UsageError(f"{where}: learner: {error}") from None
+
+
+def check_settings(method: MethodSpec, learner: Mapping[str, Any], world: World, stream: Any) -> None:
     """Raise UsageError for settings that a method refuses, without what takes long beforehand."""
     quick = [
         (name, {key: value for key, value in settings.items() if key not in dict(AROUND[name].beforehand)})
         for name, settings in method.around
     ]
-    make_learner(replace(method, around=tuple(quick)), learner, stream, 0)
-
-
-def accuracy(learner: Any, test: Labelled) -> float:
-    """Return the share of examples whose class is predicted, learning nothing."""
-    found: Tensor = learner.scores(torch.from_numpy(test.features)).argmax(1)
-    return float((found.numpy() == test.labels).mean())
+    make_learner(replace(method, around=tuple(quick)), learner, world, stream, 0)

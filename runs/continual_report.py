@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from streamwise.runs.continual import ContinualSpec, load_continual, units_of
+from streamwise.runs.continual import ContinualSpec, load_continual, score_text, units_of
 from streamwise.runs.continual_metrics import (
     lost_on_leaving,
     retention_curve,
@@ -47,6 +47,7 @@ class Found:
     schedule: str
     method: str
     place: int
+    unit: Literal["accuracy", "nats"]
     units: list[dict[str, Any]]
 
     @property
@@ -60,12 +61,12 @@ class Found:
         return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
     def looks(self) -> tuple[Array, Array]:
-        """Return after how many examples, [n], and accuracies, [seeds, n, experiences]."""
-        return np.array(self.units[0]["looks"]), np.array([unit["accuracies"] for unit in self.units])
+        """Return after how many examples, [n], and scores, [seeds, n, experiences]."""
+        return np.array(self.units[0]["looks"]), np.array([unit["scores"] for unit in self.units])
 
 
 def _scores(unit: dict[str, Any]) -> dict[str, float]:
-    looks, rows, segments = unit["looks"], np.array(unit["accuracies"]), unit["segments"]
+    looks, rows, segments = unit["looks"], np.array(unit["scores"]), unit["segments"]
     ends = [looks.index(stop) for _, stop, _ in segments]
     first_end = {
         experience: end for (_, _, experience), end in reversed(list(zip(segments, ends, strict=True)))
@@ -103,7 +104,7 @@ def read_found(directory: Path) -> tuple[ContinualSpec, list[Found]]:
     places = {method: place for place, method in enumerate(spec.methods)}
     order = {schedule: place for place, schedule in enumerate(spec.schedules)}
     pairs = sorted(found, key=lambda pair: (order[pair[0]], places[pair[1]]))
-    return spec, [Found(*pair, places[pair[1]], found[pair]) for pair in pairs]
+    return spec, [Found(*pair, places[pair[1]], spec.world.unit, found[pair]) for pair in pairs]
 
 
 def write_continual_report(directory: Path, out: Path | None = None) -> ReportFiles:
@@ -151,7 +152,7 @@ def _summary(spec: ContinualSpec, schedules: dict[str, list[Found]], seeds: int)
         fair = [(float(each.scores()["final"].mean()), each.method) for each in some if not each.is_mixed]
         if fair:
             value, method = max(fair)
-            best.append(f"{name}: {method} ({100 * value:.1f}%)")
+            best.append(f"{name}: {method} ({score_text(spec.world, value)})")
     seed_words = "one seed" if seeds == 1 else f"{seeds} seeds"
     kept = f" Most is kept by, {'; '.join(best)}." if best else ""
     return f"{len(schedules)} streams whose world changes, {len(spec.methods)} methods, {seed_words}.{kept}"
@@ -166,7 +167,7 @@ def continual_rows(some: Sequence[Found]) -> list[Row]:
     for each in some:
         scores = each.scores()
         row = {"method": each.method, "seeds": str(len(each.units))}
-        row |= {f"{name}, %": _percent(values) for name, values in scores.items()}
+        row |= {_column(each, name): _mean(each, values) for name, values in scores.items()}
         row["µs a sample"] = f"{np.median([unit['microseconds'] for unit in each.units]):,.0f}"
         row["KB kept"] = number_text(max(unit["bytes"] for unit in each.units) / 1024)
         row["weights"] = f"{max(unit['trained'] for unit in each.units):,}"
@@ -178,8 +179,8 @@ def continual_rows(some: Sequence[Found]) -> list[Row]:
     for name, sign in (("final", 1.0), ("forgetting", -1.0), ("worst", 1.0), ("online", 1.0)):
         ranked = [(sign * float(some[place].scores()[name].mean()), place) for place in fair]
         if len(ranked) > 1:
-            cell = rows[max(ranked)[1]]
-            cell[f"{name}, %"] = Markup("<b>{}</b>").format(cell[f"{name}, %"])
+            row, column = rows[max(ranked)[1]], _column(some[0], name)
+            row[column] = Markup("<b>{}</b>").format(row[column])
     return rows
 
 
@@ -199,23 +200,26 @@ def _difference_rows(some: Sequence[Found]) -> list[Row]:
         ours, theirs = ([pair[side] for pair in both] for side in (0, 1))
         row = {"method": each.method}
         for name in ("final", "forgetting", "worst", "online"):
-            row[f"{name}, points"] = _percent(
-                each.scores()[name][ours] - reference.scores()[name][theirs], signed=True
-            )
+            difference = each.scores()[name][ours] - reference.scores()[name][theirs]
+            row[f"{name}, {'points' if each.unit == 'accuracy' else 'nats'}"] = _mean(each, difference, "+")
         rows.append(row)
     return rows
 
 
-def _percent(values: Array, *, signed: bool = False) -> str:
+def _column(each: Found, name: str) -> str:
+    return f"{name}, {'%' if each.unit == 'accuracy' else 'nats'}"
+
+
+def _mean(each: Found, values: Array, sign: str = "") -> str:
     """Return the mean over seeds, with its 95% interval where there are several."""
     if not np.isfinite(values).all():
         return "–"
-    sign = "+" if signed else ""
-    mean = f"{100 * values.mean():{sign}.1f}"
+    scale, digits = (100.0, f"{sign}.1f") if each.unit == "accuracy" else (1.0, f"{sign}.3f")
+    mean = f"{scale * values.mean():{digits}}"
     if len(values) < 2:
         return mean
     low, high = bootstrap_interval(values, np.mean)
-    return f"{mean} ({100 * low:{sign}.1f} to {100 * high:{sign}.1f})"
+    return f"{mean} ({scale * low:{digits}} to {scale * high:{digits}})"
 
 
 def _configuration(spec: ContinualSpec) -> dict[str, str]:
@@ -247,10 +251,10 @@ def _curve_panels(some: Sequence[Found]) -> Panels:
 def _draw_average(some: Sequence[Found], axes: Axes) -> None:
     """Draw the mean accuracy over all experiences, at every look."""
     for each in some:
-        looks, accuracies = each.looks()
-        _draw(axes, each, looks, accuracies.mean(2), len(some))
+        looks, scores = each.looks()
+        _draw(axes, each, looks, scores.mean(2), len(some))
     _mark_segments(some, axes)
-    _finish(axes, "examples", "mean accuracy on all")
+    _finish(axes, some, "samples", "mean on all")
 
 
 def _draw_online(some: Sequence[Found], axes: Axes) -> None:
@@ -260,7 +264,7 @@ def _draw_online(some: Sequence[Found], axes: Axes) -> None:
         if not each.is_mixed:
             _draw(axes, each, curves[0, :, 0], curves[:, :, 1], len(some))
     _mark_segments(some, axes)
-    _finish(axes, "examples", "accuracy")
+    _finish(axes, some, "samples", "mean so far, fading")
 
 
 def _draw_retention(some: Sequence[Found], axes: Axes) -> None:
@@ -268,13 +272,13 @@ def _draw_retention(some: Sequence[Found], axes: Axes) -> None:
     for each in some:
         if each.is_mixed:
             continue
-        looks, accuracies = each.looks()
+        looks, scores = each.looks()
         segments = each.units[0]["segments"]
         lags = np.linspace(0, segments[-1][1] - segments[0][1], _LAG_POINTS)
-        curves = np.array([retention_curve(looks, one, segments, lags) for one in accuracies])
+        curves = np.array([retention_curve(looks, one, segments, lags) for one in scores])
         known = np.isfinite(curves).all(0)
         _draw(axes, each, lags[known], curves[:, known], len(some))
-    _finish(axes, "examples since its end", "accuracy")
+    _finish(axes, some, "samples since its end", "mean on it")
 
 
 def _draw(axes: Axes, each: Found, across: Array, curves: Array, lines: int) -> None:
@@ -292,23 +296,42 @@ def _mark_segments(some: Sequence[Found], axes: Axes) -> None:
         axes.axvline(stop, color="#667085", linewidth=0.7, alpha=0.6)
 
 
-def _finish(axes: Axes, across: str, up: str) -> None:
+def _finish(axes: Axes, some: Sequence[Found], across: str, up: str) -> None:
     finish_axes(axes, across=across)
     axes.set_xlim(left=0)
-    axes.set_ylim(0.0, 1.02)
-    axes.set_ylabel(up)
+    if some[0].unit == "accuracy":
+        axes.set_ylim(0.0, 1.02)
+    else:  # what is far below the others would flatten them
+        ends = np.concatenate([np.array(unit["scores"][-1]) for each in some for unit in each.units])
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], float(ends.min()) - 0.5))
+    axes.set_ylabel(f"{'accuracy' if some[0].unit == 'accuracy' else 'nats an event'}: {up}")
 
 
 def _map_panels(some: Sequence[Found]) -> Panels:
     """Return a matrix for the methods: accuracy on each experience after each segment, mean over seeds."""
     shown = [each for each in some if not each.is_mixed][:_MAPS_SHOWN]
-    return {each.method: partial(_draw_map, each) for each in shown}
+    matrices = [_matrix(each) for each in shown]
+    low, high = 0.0, 1.0
+    if shown and shown[0].unit == "nats":  # from the worst that was ever known at its own end to the best
+        low, high = (
+            min(np.diag(matrix).min() for matrix in matrices),
+            max(matrix.max() for matrix in matrices),
+        )
+    return {
+        each.method: partial(_draw_map, (matrix - low) / max(high - low, 1e-9))
+        for each, matrix in zip(shown, matrices, strict=True)
+    }
 
 
-def _draw_map(each: Found, axes: Axes) -> None:
-    looks, accuracies = each.looks()
+def _matrix(each: Found) -> Array:
+    looks, scores = each.looks()
     ends = [int(np.flatnonzero(looks == stop)[0]) for _, stop, _ in each.units[0]["segments"]]
-    matrix = accuracies.mean(0)[ends]
+    matrix: Array = scores.mean(0)[ends]
+    return matrix
+
+
+def _draw_map(matrix: Array, axes: Axes) -> None:
+    """Draw shares from 0 to 1, the darker the higher."""
     rows, columns = (np.arange(count + 1) + 0.5 for count in matrix.shape)
     for i, j in np.ndindex(*matrix.shape):
         # A patch each, and no image, so that a page can be dark.

@@ -83,7 +83,7 @@ def test_the_specifications_that_come_with_it_are_understood_and_have_every_meth
         ("seeds = 2", "seeds = 0", "seeds is 0"),
         ("seeds = 2", 'seeds = "x"', "seeds is 'x': Expected `int`"),
         ("looks = 3", "looks = 0", "looks 0"),
-        ("dataset:iris?schedule=recurring", "file:x", "use dataset:NAME"),
+        ("dataset:iris?schedule=recurring", "file:x", "no stream whose world changes"),
         ("schedule=recurring", "schedule=recuring", "Did you mean 'recurring'?"),
         ("schedule=recurring", "schedule=recurring&seed=3", "the seeds of units go there"),
         ("hidden_size = 8", "hiden_size = 8", "Did you mean 'hidden_size'?"),
@@ -111,7 +111,7 @@ def test_what_cannot_be_is_refused_in_a_line_that_says_where(tmp_path, line, ins
 def test_a_method_is_put_around_in_the_order_it_is_written(tmp_path):
     spec = written(tmp_path)
     stream = dataset_stream(spec.schedules["split"])
-    learner = make_learner(spec.methods["replay and EWC"], spec.learner, stream, 0)
+    learner = make_learner(spec.methods["replay and EWC"], spec.learner, spec.world, stream, 0)
     kinds = []
     while hasattr(learner, "learner"):
         kinds.append(type(learner).__name__)
@@ -149,7 +149,7 @@ def test_a_unit_is_what_its_loop_says(tmp_path):
     spec = written(tmp_path)
     found = run_unit(Unit("split", "nothing", 1), spec, tmp_path)
     stream = dataset_stream(spec.schedules["split"] + "&seed=1")
-    learner = make_learner(spec.methods["nothing"], spec.learner, stream, 1)
+    learner = make_learner(spec.methods["nothing"], spec.learner, spec.world, stream, 1)
 
     def tested():
         scores = [learner.scores(torch.from_numpy(test.features)).argmax(1).numpy() for test in stream.tests]
@@ -162,7 +162,7 @@ def test_a_unit_is_what_its_loop_says(tmp_path):
     assert found["looks"][0] == 0
     assert len(found["looks"]) == 1 + 3 * 3
     assert {segment[1] for segment in found["segments"]} <= set(found["looks"])
-    assert found["accuracies"] == [rows[look] for look in found["looks"]]
+    assert found["scores"] == [rows[look] for look in found["looks"]]
     assert found["online"] == pytest.approx(np.mean(correct))
 
 
@@ -236,7 +236,7 @@ def test_it_does_what_is_missing_and_is_drawn(tmp_path, monkeypatch):
     (nothing,) = (each for each in found if (each.schedule, each.method) == ("split", "nothing"))
     scores = nothing.scores()
     for place, unit in enumerate(nothing.units):
-        rows = np.array(unit["accuracies"])[[3, 6, 9]]
+        rows = np.array(unit["scores"])[[3, 6, 9]]
         assert scores["final"][place] == pytest.approx(rows[-1].mean())
         lost = rows[0, 0] - rows[2, 0] + rows[1, 1] - rows[2, 1]
         assert scores["forgetting"][place] == pytest.approx(lost / 2)
