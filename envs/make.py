@@ -25,6 +25,7 @@ import gymnasium
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec, parse_env_id
 
+from streamwise.envs.changing import GAMES, OPTIONS, changing_world
 from streamwise.envs.wrappers import (
     EpisodicLife,
     FireOnReset,
@@ -49,8 +50,6 @@ _ONE_OF_EACH = {
     ATARI: "ALE/Breakout-v5",
     MINATAR: "MinAtar/Breakout-v1",
 }
-
-_MINATAR_GAMES = ("asterix", "breakout", "freeway", "seaquest", "space_invaders")
 
 _PROBES = {  # our own environments, by the module they are in
     "ballet": ("Ballet",),
@@ -98,7 +97,7 @@ def make(
     probe of ours, such as `streamwise/Ballet-v0`. kwargs: for the environment itself, and
     `max_episode_steps`. A name may bring them along, for where there is nothing but a name (a command, a
     sweep): `streamwise/Ballet-v0?dancers=4&obs=grid`, with values in JSON (numbers, true, false, lists) or
-    else text.
+    else text. With `change` among them the world changes while the agent lives: `streamwise.envs.changing`.
 
     Observations: images stay uint8 (Atari: the last four frames, [4, 84, 84]), grids (MinAtar) become float32
     in their own shape, a flat float64 array stays one, everything else becomes one flat float32
@@ -125,6 +124,8 @@ def make(
     if twice := options.keys() & kwargs.keys():
         raise UsageError(f"{', '.join(sorted(twice))} is given twice for {name}, in its name and beside it.")
     kwargs |= options
+    is_changing = "change" in kwargs
+    changes = {option: kwargs.pop(option) for option in OPTIONS if is_changing and option in kwargs}
     if name.startswith("dm_control/"):  # DM Control chooses its renderer, if any, when it is imported
         if render_mode is not None:
             _prepare_rendering(DM_CONTROL)
@@ -152,6 +153,8 @@ def make(
         if family == MUJOCO and render_mode is not None:
             _follow_with_the_camera(env)
         env = standard_observations(standard_actions(env, name), name)
+        if changes:
+            env = changing_world(env, name, **changes)
         if time_feature:
             env = TimeFeature(env, _time_limit_for_feature(env, name))
         if seed is not None:
@@ -345,20 +348,21 @@ def _probe_specs() -> dict[str, EnvSpec]:
 def _minatar_specs() -> dict[str, EnvSpec]:
     """Return MinAtar's names: v0 has six actions in every game, v1 only those that the game uses.
 
+    And our sequence of them, which has six.
+
     MinAtar's own registration imports seaborn and pandas, 2 seconds that only a made game is worth.
     """
-    return {
-        spec.id: spec
-        for game in _MINATAR_GAMES
+    games = [
+        EnvSpec(
+            id=f"MinAtar/{name}-v{version}",
+            entry_point="minatar.gym:BaseEnv",
+            kwargs={"game": game, "use_minimal_action_set": version == 1},
+        )
+        for name, game in GAMES.items()
         for version in (0, 1)
-        for spec in [
-            EnvSpec(
-                id=f"MinAtar/{game.title().replace('_', '')}-v{version}",
-                entry_point="minatar.gym:BaseEnv",
-                kwargs={"game": game, "use_minimal_action_set": version == 1},
-            )
-        ]
-    }
+    ]
+    sequence = EnvSpec(id="MinAtar/Sequence-v0", entry_point="streamwise.envs.changing:GameSequence")
+    return {spec.id: spec for spec in (*games, sequence)}
 
 
 def _is_of_the_suite(name: str) -> bool:

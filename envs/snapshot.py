@@ -31,7 +31,8 @@ How each family comes back:
   repeat: `make` leaves those to Gymnasium's StickyAction, and an emulator that repeats by itself is refused.
   So are the games of `_LOSSY_GAMES`.
 
-A model that was changed from outside (another mass, say) has to be changed in the same way before `restore`.
+A model that was changed from outside (another mass, say) has to be changed in the same way before `restore`;
+`streamwise.envs.changing` does so by itself, for wrappers are restored before what they wrap.
 Nothing in a snapshot is executed, nor does it choose a class: it only fills layers that it fits.
 """
 
@@ -253,6 +254,8 @@ def _versions(env: Environment) -> dict[str, str]:
         packages |= {"dm_control", "mujoco"}
     elif any(kind.__module__.startswith("gymnasium.envs.mujoco.") for kind in type(env.unwrapped).__mro__):
         packages.add("mujoco")
+    elif type(env.unwrapped).__module__ == "streamwise.envs.changing":  # a sequence of games
+        packages.add("minatar")
     return {package: version for package in sorted(packages) if (version := _version(package))}
 
 
