@@ -29,6 +29,7 @@ from streamwise.agents.nearest_mean import NearestMean
 from streamwise.memory.continual.consolidation import ConsolidateAtDrift, ConsolidateEvery
 from streamwise.memory.continual.ewc import OnlineEWC
 from streamwise.memory.continual.key_value_bottleneck import KeyValueBottleneck
+from streamwise.memory.continual.model_surgery import ModelSurgery
 from streamwise.memory.continual.prioritized_finetuning import PrioritizedFinetuning
 from streamwise.memory.continual.reg_lora import RegLoRA
 from streamwise.memory.continual.relation_distillation import RelationDistillation
@@ -173,6 +174,7 @@ AROUND = {
     "finetuning": Around(_plain(PrioritizedFinetuning), PrioritizedFinetuning, consolidates=True),
     "view-batch": Around(_plain(ViewBatch), ViewBatch),
     "relation-distillation": Around(_relations, RelationDistillation, consolidates=True),
+    "model-surgery": Around(_plain(ModelSurgery), ModelSurgery, consolidates=True),
     "reg-lora": Around(_plain(RegLoRA), RegLoRA, consolidates=True),
     "bottleneck": Around(
         _bottleneck, KeyValueBottleneck, beforehand=(("keys", Literal["all", "first"]), ("key_epochs", int))

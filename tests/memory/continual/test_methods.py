@@ -16,6 +16,7 @@ from torch import nn
 from streamwise.agents.classifier import Classifier, ClassifierConfig
 from streamwise.memory.continual.ewc import OnlineEWC
 from streamwise.memory.continual.key_value_bottleneck import KeyValueBottleneck
+from streamwise.memory.continual.model_surgery import ModelSurgery
 from streamwise.memory.continual.prioritized_finetuning import (
     PrioritizedFinetuning,
     Sensitivity,
@@ -53,6 +54,7 @@ METHODS = {
     "low rank": lambda: RegLoRA(base(), rank=2, most=0.1),
     "views": lambda: ViewBatch(base(), capacity=12, places=4, views=2, rest=2),
     "relations": lambda: RelationDistillation(base(), CLASSES, window=10),
+    "surgery": lambda: ModelSurgery(base(), rank=2, most=3, steps=5, steps_between=1),
     "low rank with replay": lambda: Replay(RegLoRA(base(), rank=2, most=0.1), capacity=12, count=3),
     "finetuning of ewc and replay": lambda: PrioritizedFinetuning(
         OnlineEWC(Replay(base(), capacity=9)), capacity=12, every=3, steps=2, batch_size=4
