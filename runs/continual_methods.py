@@ -26,6 +26,8 @@ from torch import Tensor
 
 from streamwise.agents.classifier import Classifier, ClassifierConfig
 from streamwise.agents.nearest_mean import NearestMean
+from streamwise.memory.continual.answer_style import AnswerStyles
+from streamwise.memory.continual.compression_memory import CompressionMemory
 from streamwise.memory.continual.consolidation import ConsolidateAtDrift, ConsolidateEvery
 from streamwise.memory.continual.ewc import OnlineEWC
 from streamwise.memory.continual.key_value_bottleneck import KeyValueBottleneck
@@ -74,9 +76,9 @@ class MethodSpec:
     @property
     def told(self) -> str:
         """What it knows beside examples, in words."""
-        known = [str(settings["keys"]) for name, settings in self.around if settings.get("keys")]
+        known = [str(settings["inputs"]) for name, settings in self.around if settings.get("inputs")]
         words = {"all": "inputs of all experiences", "first": "inputs of the first"}
-        told = [words[keys] for keys in known if keys in words]
+        told = [words[inputs] for inputs in known]
         if any(AROUND[name].consolidates for name, _ in self.around) and self.consolidate == "boundaries":
             told.append("boundaries")
         return ", ".join(told)
@@ -157,14 +159,33 @@ def _relations(learner: Any, stream: Any, seed: int, **settings: Any) -> Relatio
     return RelationDistillation(learner, stream.classes, seed=seed, **settings)
 
 
+def _styles(learner: Any, stream: Any, seed: int, **settings: Any) -> AnswerStyles:
+    return AnswerStyles(learner, stream.classes, seed=seed, **settings)
+
+
+def _inputs(stream: Any, of: str) -> Tensor:
+    """Return inputs without labels, of all experiences or of the first."""
+    seen = stream.training[:1] if of == "first" else stream.training
+    return torch.from_numpy(np.concatenate([part.features for part in seen]))
+
+
+def _compressed(
+    learner: Any, stream: Any, seed: int, inputs: str = "", episodes: int = 400, **settings: Any
+) -> CompressionMemory:
+    """Make a memory whose compressor was trained on made-up classes of inputs without labels, or not."""
+    found = CompressionMemory(learner, stream.features, stream.classes, seed=seed, **settings)
+    if inputs:
+        found.train_on(_inputs(stream, inputs), episodes=episodes)
+    return found
+
+
 def _bottleneck(
-    learner: Any, stream: Any, seed: int, keys: str = "", key_epochs: int = 10, **settings: Any
+    learner: Any, stream: Any, seed: int, inputs: str = "", epochs: int = 10, **settings: Any
 ) -> KeyValueBottleneck:
     """Make a bottleneck whose keys have seen inputs, without labels: of all experiences, or of the first."""
     found = KeyValueBottleneck(learner, stream.features, stream.classes, seed=seed, **settings)
-    if keys:
-        seen = stream.training[:1] if keys == "first" else stream.training
-        found.move_keys(torch.from_numpy(np.concatenate([part.features for part in seen])), key_epochs)
+    if inputs:
+        found.move_keys(_inputs(stream, inputs), epochs)
     return found
 
 
@@ -176,8 +197,12 @@ AROUND = {
     "relation-distillation": Around(_relations, RelationDistillation, consolidates=True),
     "model-surgery": Around(_plain(ModelSurgery), ModelSurgery, consolidates=True),
     "reg-lora": Around(_plain(RegLoRA), RegLoRA, consolidates=True),
+    "answer-styles": Around(_styles, AnswerStyles),
+    "compression-memory": Around(
+        _compressed, CompressionMemory, beforehand=(("inputs", Literal["all", "first"]), ("episodes", int))
+    ),
     "bottleneck": Around(
-        _bottleneck, KeyValueBottleneck, beforehand=(("keys", Literal["all", "first"]), ("key_epochs", int))
+        _bottleneck, KeyValueBottleneck, beforehand=(("inputs", Literal["all", "first"]), ("epochs", int))
     ),
 }  # fmt: skip
 _ALONE = ("nothing", "nearest-mean")

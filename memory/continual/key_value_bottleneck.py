@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from streamwise.memory.continual.draws import generator_of
 from streamwise.memory.continual.wrapped import Trainable, Wrapped
 
 __all__ = ["Bottleneck", "KeyValueBottleneck"]
@@ -157,7 +158,7 @@ class KeyValueBottleneck(Wrapped):
 
     def _generator(self) -> torch.Generator:
         self.moves += 1
-        return torch.Generator().manual_seed((self.seed << 32) + self.moves)
+        return generator_of(self.seed, self.moves)
 
     def _after_warming_up(self, inputs: Tensor, targets: Tensor) -> Tensor:
         if self.warmed >= self.warm_up:

@@ -37,6 +37,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from streamwise.memory.continual.draws import generator_of
 from streamwise.memory.continual.wrapped import Trainable, Wrapped
 
 __all__ = ["Adapter", "ModelSurgery", "Surgery", "orthogonality_loss", "refined"]
@@ -300,7 +301,7 @@ class ModelSurgery(Wrapped):
 
     def _align(self, steps: int) -> None:
         self.fits += 1
-        generator = torch.Generator().manual_seed((self.seed << 32) + self.fits)
+        generator = generator_of(self.seed, self.fits)
         self.model.align(steps, self.draws, self.step_size, generator)
 
     def _choose_what_is_trained(self) -> None:

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from streamwise.memory.continual.draws import generator_of
 from streamwise.memory.continual.wrapped import Trainable, Wrapped
 
 __all__ = ["LowRank", "RegLoRA"]
@@ -127,7 +128,7 @@ class RegLoRA(Wrapped):
         """Keep what this world has changed, and begin another change."""
         super().consolidate()
         self.merges += 1
-        generator = torch.Generator().manual_seed((self.seed << 32) + self.merges)
+        generator = generator_of(self.seed, self.merges)
         for layer in self.layers.values():
             layer.merge(self.share, self.most, generator)
 

@@ -28,6 +28,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from streamwise.memory.continual.draws import generator_of
 from streamwise.memory.continual.view_batch import views_of
 from streamwise.memory.continual.wrapped import Trainable, Wrapped
 
@@ -145,7 +146,7 @@ class RelationDistillation(Wrapped):
             self.model.begin(self.model.encoder(inputs), targets)
         self.recent = torch.cat([self.recent, inputs] if len(self.recent) else [inputs])[-self.window :]
         self.labels = torch.cat([self.labels, targets])[-self.window :]
-        generator = torch.Generator().manual_seed((self.seed << 32) + self.updates)
+        generator = generator_of(self.seed, self.updates)
         views = views_of(self.recent, 2, self.noise, self.lost, generator).flatten(0, 1)
         labels = self.labels.repeat_interleave(2)
         features = self.model.encoder(views)

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from streamwise.memory.continual.draws import generator_of
 from streamwise.memory.continual.reservoir import Reservoir
 from streamwise.memory.continual.wrapped import Trainable, Wrapped
 
@@ -84,7 +85,7 @@ class ViewBatch(Wrapped):
         loss = self.plain(inputs, targets)
         chosen = self._rested()
         if len(chosen):
-            generator = torch.Generator().manual_seed((self.seed << 32) + self.updates)
+            generator = generator_of(self.seed, self.updates)
             views = views_of(self.reservoir.inputs[chosen], self.views, self.noise, self.lost, generator)
             loss = loss + self._loss_of(views, self.reservoir.targets[chosen])
         for input, target in zip(inputs, targets, strict=True):
