@@ -6,9 +6,9 @@
     looks = 5                        # at all experiences, in each segment, at equal distances
 
     [schedules]                      # names for the report, and streams
-    split = "dataset:digits?schedule=split&experiences=5"
+    split = "dataset:digits?schedule=split&experiences=5"      # or regimes:..., of events
 
-    [learner]                        # of every method; see `ClassifierConfig`
+    [learner]                        # of every method; see `ClassifierConfig`, `WindowTPPConfig`
     batch_size = 10
 
     [methods."nothing"]              # see runs/continual_methods.py
@@ -192,13 +192,13 @@ def _understood(tables: dict[str, Any], path: Path, seeds: int | None) -> Contin
     for key in ("schedules", "methods"):
         if not tables.get(key):
             raise UsageError(f"{path}: [{key}] names none.")
-    worlds = []
+    worlds, streams = [], []
     for name, url in tables["schedules"].items():
         if "seed=" in url:
             raise UsageError(f"{path}: schedule {name!r} has a seed of its own; the seeds of units go there.")
         try:
             worlds.append(world_of(url))
-            _opened(worlds[-1], url, 0)
+            streams.append(_opened(worlds[-1], url, 0))
         except UsageError as error:
             raise UsageError(f"{path}: schedule {name!r}: {error}") from None
     if any(world is not worlds[0] for world in worlds):
@@ -217,10 +217,10 @@ def _understood(tables: dict[str, Any], path: Path, seeds: int | None) -> Contin
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UsageError(f"{path}: two units would be named {twice!r}; give a method or schedule another.")
-    for url in spec.schedules.values():  # a setting that a method refuses is found before anything runs
+    for stream in streams:  # a setting that a method refuses is found before anything runs
         for method in methods.values():
             try:
-                check_settings(method, spec.learner, spec.world, _opened(spec.world, url, 0))
+                check_settings(method, spec.learner, spec.world, stream)
             except UsageError as error:
                 raise UsageError(f"{path}: {error}") from None
     return spec

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from streamwise.agents.classifier import Classifier, ClassifierConfig
 from streamwise.agents.nearest_mean import NearestMean
+from streamwise.agents.window_tpp import WindowTPP, WindowTPPConfig
 from streamwise.memory.continual.answer_style import AnswerStyles
 from streamwise.memory.continual.compression_memory import CompressionMemory
 from streamwise.memory.continual.consolidation import ConsolidateAtDrift, ConsolidateEvery
@@ -36,10 +37,13 @@ from streamwise.memory.continual.prioritized_finetuning import PrioritizedFinetu
 from streamwise.memory.continual.reg_lora import RegLoRA
 from streamwise.memory.continual.relation_distillation import RelationDistillation
 from streamwise.memory.continual.replay import Replay
+from streamwise.memory.continual.state_bottleneck import StateBottleneck
 from streamwise.memory.continual.view_batch import ViewBatch
+from streamwise.memory.continual.wrapped import Wrapped
 from streamwise.streams import UsageError
 from streamwise.streams.datasets import dataset_stream
 from streamwise.streams.errors import nearest
+from streamwise.streams.regimes import regime_stream
 
 __all__ = [
     "AROUND",
@@ -110,7 +114,22 @@ def _accuracy(learner: Any, test: Any) -> float:
     return float((found.numpy() == test.labels).mean())
 
 
+def _log_likelihood(learner: Any, test: Any) -> float:
+    """Return the mean log-likelihood of an event, in nats, learning nothing."""
+    while isinstance(learner, Wrapped):  # what is around a model has replaced the network inside
+        learner = learner.learner
+    found: float = learner.log_likelihood(torch.from_numpy(test.features))
+    return found
+
+
+def _window_model(config: WindowTPPConfig, stream: Any, seed: int) -> WindowTPP:
+    return WindowTPP(stream.types, replace(config, unit=stream.unit, length=stream.length), seed=seed)
+
+
 WORLDS = {
+    "regimes": World(
+        regime_stream, WindowTPPConfig, _window_model, _log_likelihood, "log_likelihood", "nats"
+    ),
     "dataset": World(
         dataset_stream,
         ClassifierConfig,
@@ -136,13 +155,15 @@ class Around:
 
     make: of a learner, the stream and a seed, with settings by name. consolidates: whether it has a use for
     `consolidate`. of: where the settings' names, types and defaults are read from. beforehand: settings that
-    `make` takes and `of` does not, with their types: of what is done before the stream begins.
+    `make` takes and `of` does not, with their types: of what is done before the stream begins. units: the
+    worlds, by the unit of their scores, whose learners it goes around.
     """
 
     make: Callable[..., Any]
     of: Callable[..., Any]
     consolidates: bool = False
     beforehand: tuple[tuple[str, Any], ...] = ()
+    units: tuple[str, ...] = ("accuracy",)
 
 
 def _plain(kind: Callable[..., Any]) -> Callable[..., Any]:
@@ -189,10 +210,12 @@ def _bottleneck(
     return found
 
 
+_ANY = ("accuracy", "nats")
 AROUND = {
-    "replay": Around(_plain(Replay), Replay),
-    "ewc": Around(_plain(OnlineEWC), OnlineEWC, consolidates=True),
-    "finetuning": Around(_plain(PrioritizedFinetuning), PrioritizedFinetuning, consolidates=True),
+    "replay": Around(_plain(Replay), Replay, units=_ANY),
+    "ewc": Around(_plain(OnlineEWC), OnlineEWC, consolidates=True, units=_ANY),
+    "finetuning": Around(_plain(PrioritizedFinetuning), PrioritizedFinetuning, consolidates=True, units=_ANY),
+    "state-bottleneck": Around(_plain(StateBottleneck), StateBottleneck, consolidates=True, units=("nats",)),
     "view-batch": Around(_plain(ViewBatch), ViewBatch),
     "relation-distillation": Around(_relations, RelationDistillation, consolidates=True),
     "model-surgery": Around(_plain(ModelSurgery), ModelSurgery, consolidates=True),
@@ -276,12 +299,17 @@ def make_learner(method: MethodSpec, learner: Mapping[str, Any], world: World, s
     """
     if method.base == "nearest-mean":
         if world.unit != "accuracy":
-            raise UsageError(f"method {method.name!r}: 'nearest-mean' is for classes, of 'dataset:' streams.")
+            raise UsageError(
+                f"method {method.name!r}: 'nearest-mean' is for streams of classes, which these are not."
+            )
         return NearestMean(stream.features, stream.classes)
     where = f"method {method.name!r}"
     made = world.make(_learner_config(world, {**learner, **method.learner}, where), stream, seed)
     try:
         for name, settings in method.around:
+            if world.unit not in AROUND[name].units:
+                kinds = "classes" if world.unit == "nats" else "events"
+                raise UsageError(f"{where}: {name!r} is for streams of {kinds}, which these are not.")
             made = AROUND[name].make(made, stream, seed, **settings)
         if method.consolidate.startswith("every:"):
             made = ConsolidateEvery(made, samples=int(method.consolidate.removeprefix("every:")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import msgspec
@@ -26,6 +27,7 @@ from streamwise.runs.continual_report import read_found, write_continual_report
 from streamwise.runs.unit_pool import result_path
 from streamwise.streams import UsageError
 from streamwise.streams.datasets import dataset_stream
+from streamwise.streams.regimes import regime_stream
 
 pytest.importorskip("sklearn")
 
@@ -194,6 +196,56 @@ def test_drifts_are_found_and_told_of(tmp_path):
     found = run_unit(Unit("split", "replay and EWC", 0), spec, tmp_path)
     assert found["drifts"] >= 1
     assert found["told"] == ""
+
+
+EVENTS = """
+name = "events"
+seeds = 1
+looks = 1
+consolidate = "boundaries"
+[schedules]
+aba = "regimes:synthetic?pattern=ABA&windows=12&tests=4&length=8"
+[learner]
+width = 4
+[methods."nothing"]
+[methods."replay"]
+method = "replay"
+[methods."states"]
+method = "state-bottleneck"
+warm_up = 20
+"""
+
+
+def test_events_are_scored_by_their_likelihood(tmp_path):
+    spec = written(tmp_path, EVENTS)
+    found = run_unit(Unit("aba", "nothing", 0), spec, tmp_path)
+    stream = regime_stream("regimes:synthetic?pattern=ABA&windows=12&tests=4&length=8&seed=0")
+    learner = make_learner(spec.methods["nothing"], spec.learner, spec.world, stream, 0)
+    online = [learner.learn_one(window)["log_likelihood"] for window in stream]
+    rows = [learner.log_likelihood(torch.from_numpy(test.features)) for test in stream.tests]
+    assert found["scores"][-1] == rows
+    assert found["online"] == pytest.approx(np.mean(online), rel=1e-6)
+    assert found["looks"] == [0, 12, 24, 36]
+    states = run_unit(Unit("aba", "states", 0), spec, tmp_path)
+    assert states["bytes"] > found["bytes"]
+    assert np.isfinite(states["scores"]).all()
+
+
+@pytest.mark.parametrize(
+    ("line", "instead", "says"),
+    [
+        ('method = "replay"', 'method = "reg-lora"', "'reg-lora' is for streams of classes"),
+        ('method = "replay"', 'method = "nearest-mean"', "'nearest-mean' is for streams of classes"),
+        ("width = 4", "widht = 4", "Did you mean 'width'?"),
+        ("width = 4", 'base = "nph"', "Invalid enum value 'nph'"),
+        ("[learner]", 'iris = "dataset:iris"\n[learner]', "schedules are of several kinds"),
+    ],
+)
+def test_what_does_not_go_with_events_is_refused(tmp_path, line, instead, says):
+    with pytest.raises(UsageError, match=re.escape(says)):
+        written(tmp_path, EVENTS.replace(line, instead))
+    with pytest.raises(UsageError, match="'state-bottleneck' is for streams of events"):
+        written(tmp_path, SPEC.replace('method = "nearest-mean"', 'method = "state-bottleneck"'))
 
 
 # ---- all of it
