@@ -238,7 +238,7 @@ def test_events_are_scored_by_their_likelihood(tmp_path):
         ('method = "replay"', 'method = "nearest-mean"', "'nearest-mean' is for streams of classes"),
         ("width = 4", "widht = 4", "Did you mean 'width'?"),
         ("width = 4", 'base = "nph"', "Invalid enum value 'nph'"),
-        ("[learner]", 'iris = "dataset:iris"\n[learner]', "schedules are of several kinds"),
+        ("[learner]", 'other = "dataset:digits"\n[learner]', "schedules are of several kinds"),
     ],
 )
 def test_what_does_not_go_with_events_is_refused(tmp_path, line, instead, says):
