@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from streamwise.memory.bottleneck import BottleneckMemory
 from streamwise.memory.episode import EpisodeMemory
 from streamwise.memory.recurrent import RecurrentMemory
 from streamwise.streams import UsageError
@@ -66,8 +67,11 @@ def published_network(
     [features]: two hidden layers. [10, 10, channels]: MinAtar's convolution and one hidden layer.
     [frames, 84, 84]: the Atari network, whose last hidden layer has 256 units whatever `hidden_size` says.
     With a memory, what it reads for the observation goes into the hidden layers too; each network reads for
-    itself. Networks map [1, *observation_shape] to [1, outputs]. Raises UsageError for other shapes.
+    itself. A bottleneck is the whole network, of its own sizes and for any shape. Networks map
+    [1, *observation_shape] to [1, outputs]. Raises UsageError for other shapes.
     """
+    if isinstance(memory, BottleneckMemory):
+        return memory.reader
     generator = torch.Generator().manual_seed(seed)
     read_width = 0 if memory is None else memory.features
 
@@ -145,7 +149,7 @@ class NoMemory:
         """Take nothing."""
 
 
-AgentMemory = EpisodeMemory | RecurrentMemory | NoMemory
+AgentMemory = EpisodeMemory | RecurrentMemory | BottleneckMemory | NoMemory
 
 
 class MemoryNetwork(nn.Module):

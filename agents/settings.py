@@ -13,6 +13,7 @@ from gymnasium import spaces
 from streamwise.agents.generator import mix
 from streamwise.agents.networks import AgentMemory, FlatNetwork, NetworkBuilder, NoMemory
 from streamwise.agents.step_sizes import AdaptiveObGD, Intentional, ObGD, Rule, StepSizeRule
+from streamwise.memory.bottleneck import BottleneckMemory
 from streamwise.memory.episode import EpisodeMemory
 from streamwise.memory.recurrent import RecurrentMemory
 from streamwise.streams import Transition, UsageError
@@ -25,6 +26,17 @@ SMALLEST_LAYER = 10  # below it, sparse initialization leaves no weight, and the
 
 _LARGEST_OF_MEMORY = 4096  # features, heads, chunks read, steps of a chunk
 _LARGEST_MEMORY = 2**32  # numbers
+
+_LEAST = {
+    "bottleneck_books": 1,
+    "bottleneck_pairs": 1,
+    "bottleneck_key_width": 1,
+    "bottleneck_warm_up": 0,
+    "finetune_every": 0,
+    "finetune_steps": 1,
+    "finetune_batch": 1,
+    "finetune_capacity": 1,
+}
 
 # Which settings are read under which values of another; setting one that is never read is refused.
 _READ_WITH = {
@@ -43,9 +55,15 @@ _READ_WITH = {
     "memory_guests": ("memory", ("hcam",)),
     "memory_chunk_length": ("memory", ("hcam",)),
     "memory_capacity": ("memory", ("hcam",)),
+    "hidden_size": ("network", ("published",)),
+    "bottleneck_books": ("network", ("bottleneck",)),
+    "bottleneck_pairs": ("network", ("bottleneck",)),
+    "bottleneck_key_width": ("network", ("bottleneck",)),
+    "bottleneck_warm_up": ("network", ("bottleneck",)),
 }
 
 MemoryKind = Literal["none", "hcam", "gru"]
+NetworkKind = Literal["published", "bottleneck"]
 
 
 @dataclass(frozen=True)
@@ -69,8 +87,19 @@ class StreamSettings:
     time_feature: bool = False
     """Observe the time within the episode, from -0.5 to 0.5 at the time limit, as a last feature that is not
     normalized. `train` adds it; in Python, make the environment with time_feature=True too."""
+    network: NetworkKind = "published"
+    """Hidden layers that fit the observation; or a table of values whose keys follow the observations at
+    first and then stay, so that an update moves only what was looked up (bottleneck; torch back end)."""
     hidden_size: int = 128
     """Units in each hidden layer (the Atari network's sizes are fixed)."""
+    bottleneck_books: int = 64
+    """Looks at an observation, each with keys of its own; the output is the mean of what they find."""
+    bottleneck_pairs: int = 64
+    """Keys, each with its values, in a book."""
+    bottleneck_key_width: int = 8
+    """Numbers in a key: random mixtures of the observation's."""
+    bottleneck_warm_up: int = 2000
+    """Observations that move the keys before anything is learned; 0: the keys are random."""
     memory: MemoryKind = "none"
     """What of the present episode is remembered: nothing; its observations in chunks, looked up by attention
     (hcam); or a recurrent state with the gradient of one step (gru)."""
@@ -95,6 +124,18 @@ class StreamSettings:
     """Whether chunks go at the end of an episode (hcam)."""
     memory_guests: tyro.conf.Suppress[int] = 0
     """Chunks of other learners that fit beside its own; `streamwise up` sees to it (hcam)."""
+    finetune_every: int = 0
+    """Updates between refreshes of the value on transitions of all its life; 0: none is kept."""
+    finetune_steps: int = 20
+    """Steps of a refresh."""
+    finetune_batch: int = 32
+    """Transitions of such a step, drawn from those that are kept."""
+    finetune_capacity: int = 1000
+    """Transitions that are kept, each of all that ever came with the same chance."""
+    finetune_step_size: float = 0.01
+    """How far such a step goes along the mean gradient."""
+    finetune_modules: Literal["head", "all"] = "head"
+    """What of the value's network is refreshed: its last layer, or all."""
     dtype: Literal["float32", "float64"] = "float32"
     """Precision of weights and traces; statistics are float64 always."""
 
@@ -103,7 +144,7 @@ class StreamSettings:
             if not low <= getattr(self, name) <= 1.0:
                 raise UsageError(f"{name} is {getattr(self, name)}; it lies in [0, 1].")
         # Written so that NaN fails each of them.
-        for name in ("step_size", "policy_intended_change"):
+        for name in ("step_size", "policy_intended_change", "finetune_step_size"):
             if not 0.0 < getattr(self, name, 1.0) < math.inf:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be above 0 and finite.")
         if not 0.0 < self.intended_change <= 1.0:
@@ -124,6 +165,9 @@ class StreamSettings:
                 raise UsageError(
                     f"{setting} is {getattr(self, setting)}; it must be {_LARGEST_OF_MEMORY} or less."
                 )
+        for setting, least in _LEAST.items():
+            if getattr(self, setting) < least:
+                raise UsageError(f"{setting} is {getattr(self, setting)}; it must be {least} or more.")
         if not 0 <= self.memory_random_reads < self.memory_reads:
             raise UsageError(
                 f"memory_random_reads is {self.memory_random_reads}; it lies from 0 to "
@@ -140,6 +184,8 @@ class StreamSettings:
             ("step_size_rule", get_args(StepSizeRule)),
             ("memory", get_args(MemoryKind)),
             ("memory_span", ("episode", "life")),
+            ("network", get_args(NetworkKind)),
+            ("finetune_modules", ("head", "all")),
             ("dtype", ("float32", "float64")),
         ):
             if getattr(self, name) not in choices:
@@ -152,6 +198,14 @@ class StreamSettings:
                     f"{field.name} has no effect with {other} {getattr(self, other)!r}; "
                     f"it belongs to {' and '.join(readers)}."
                 )
+            if field.name.startswith("finetune_") and changed and not self.finetune_every:
+                raise UsageError(f"{field.name} has no effect without refreshes; set finetune_every, too.")
+        if self.memory != "none" and (self.finetune_every or self.network != "published"):
+            other = "finetune_every" if self.finetune_every else "network"
+            raise UsageError(
+                f"{other} is {getattr(self, other)}, and memory {self.memory!r}; choose one, for what was "
+                "remembered is not kept with transitions, and not looked up in a bottleneck."
+            )
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -163,16 +217,30 @@ class StreamSettings:
         return transition.terminated or (transition.truncated and not self.bootstrap_on_truncation)
 
     def memory_for(self, shape: tuple[int, ...], network: NetworkBuilder | None, seed: int) -> AgentMemory:
-        """Make the memory that is asked for, of observations of this shape.
+        """Make the memory that is asked for, of observations of this shape; a bottleneck is one, too.
 
-        Raises UsageError if there is to be a memory beside a network of the user's own, which would not read
-        it.
+        Raises UsageError if there is to be one beside a network of the user's own, which would not read it.
         """
         if self.memory != "none" and network is not None:
             raise UsageError(
                 f"memory {self.memory!r} is read by the built-in networks; leave out it, or your network."
             )
         width = math.prod(shape)
+        if self.network == "bottleneck":
+            if network is not None:
+                raise UsageError("network is 'bottleneck', and another is given; leave out one of them.")
+            books, pairs, key_width = (
+                self.bottleneck_books, self.bottleneck_pairs, self.bottleneck_key_width
+            )  # fmt: skip
+            if books * key_width * max(width, pairs) > _LARGEST_MEMORY:
+                raise UsageError(
+                    f"bottleneck_books is {books}, of {pairs} keys of {key_width} numbers, for observations "
+                    f"of {width}; keep it below {_LARGEST_MEMORY:,} numbers in all."
+                )
+            return BottleneckMemory(
+                width, books=books, pairs=pairs, key_width=key_width, warm_up=self.bottleneck_warm_up,
+                seed=seed, dtype=self.torch_dtype,
+            )  # fmt: skip
         if self.memory == "gru":
             return RecurrentMemory(width, features=self.memory_features, dtype=self.torch_dtype)
         if self.memory == "hcam":

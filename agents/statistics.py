@@ -78,7 +78,7 @@ class ObservationNormalizer:
         if passthrough and (len(shape) != 1 or shape[0] < passthrough):
             raise ValueError(f"{passthrough} features of an observation of shape {shape} cannot be left out.")
         self.shape = shape
-        self.features = slice(0, shape[0] - passthrough) if passthrough else ...
+        self.features = (..., slice(0, shape[0] - passthrough)) if passthrough else (...,)
         kept = (shape[0] - passthrough,) if passthrough else shape
         self.statistics = RunningStatistics(kept)
 
@@ -87,7 +87,7 @@ class ObservationNormalizer:
         self.statistics.update(observation[self.features])
 
     def normalize(self, observation: NDArray[Any], dtype: torch.dtype) -> Tensor:
-        """Return the observation under the present statistics, as a new tensor of `dtype`."""
+        """Return one observation, or an array of them, under the present statistics, as a new tensor."""
         statistics = self.statistics
         normalized = np.array(observation, dtype=np.float64)
         features = normalized[self.features]

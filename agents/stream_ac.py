@@ -26,6 +26,7 @@ from streamwise.agents.networks import FlatNetwork, NetworkBuilder, published_ne
 from streamwise.agents.policies import policy_for
 from streamwise.agents.settings import StreamSettings, observation_shape
 from streamwise.agents.statistics import TransitionNormalizer
+from streamwise.agents.value_finetuning import ValueFinetuning
 from streamwise.streams import Action, Transition, UsageError
 
 __all__ = ["StreamAC", "StreamACConfig"]
@@ -99,6 +100,15 @@ class StreamAC:
             entropy_coefficient=float(c.entropy_coefficient),
             **self.policy.native_settings(),
         )
+        self.finetuning = ValueFinetuning(
+            c,
+            observation_space,
+            self.critic,
+            [self.critic_rule, self.actor_rule],
+            self.samples,
+            self.native,
+            seed,
+        )
 
     def act(self, observation: NDArray[Any], *, explore: bool = True) -> Action:
         """Sample an action from the policy, or take its mode with `explore=False`."""
@@ -115,7 +125,9 @@ class StreamAC:
         wrong shape; nothing has changed then.
         """
         if self.native is not None:
-            return self.native.learn_one(transition)
+            metrics = self.native.learn_one(transition)
+            self.finetuning.learn_one(transition)
+            return metrics
         c = self.config
         self._check(transition)
         value_ends = c.value_ends(transition)
@@ -144,6 +156,7 @@ class StreamAC:
             self.critic_rule.trace.zero_()
             self.actor_rule.trace.zero_()
             self.memory.clear()
+        self.finetuning.learn_one(transition)
         return {
             "value": value.item(),
             "td_error_magnitude": abs(td_error),
@@ -184,6 +197,7 @@ class StreamAC:
             **self.actor_rule.state_dict("actor"),
             **self.samples.state_dict(),
             **self.memory.state_dict(),
+            **self.finetuning.state_dict(),
             **self.generator.state_dict(),
         }
 
@@ -195,6 +209,7 @@ class StreamAC:
         self.actor_rule.load_state_dict(state, "actor")
         self.samples.load_state_dict(state)
         self.memory.load_state_dict(state)
+        self.finetuning.load_state_dict(state)
         self.generator.load_state_dict(state)
         if self.native is not None:
             self.native.push()

@@ -25,6 +25,7 @@ from streamwise.agents.networks import FlatNetwork, NetworkBuilder, published_ne
 from streamwise.agents.policies import check_discrete
 from streamwise.agents.settings import observation_shape
 from streamwise.agents.statistics import TransitionNormalizer
+from streamwise.agents.value_finetuning import ValueFinetuning
 from streamwise.streams import Transition
 
 __all__ = ["StreamQ", "StreamQConfig"]
@@ -81,6 +82,9 @@ class StreamQ:
             actions=self.actions,
             **c.native_settings(),
         )
+        self.finetuning = ValueFinetuning(
+            c, observation_space, self.network, [self.rule], self.samples, self.native, seed, of_actions=True
+        )
 
     def act(self, observation: NDArray[Any], *, explore: bool = True) -> int:
         """Take the greedy action, or with probability epsilon any action."""
@@ -99,7 +103,9 @@ class StreamQ:
         nothing has changed then.
         """
         if self.native is not None:
-            return self.native.learn_one(transition)
+            metrics = self.native.learn_one(transition)
+            self.finetuning.learn_one(transition)
+            return metrics
         c = self.config
         action = self._check(transition)
         epsilon = c.epsilon(self.samples.steps)
@@ -120,6 +126,7 @@ class StreamQ:
             self.rule.trace.zero_()
         if transition.terminated or transition.truncated:
             self.memory.clear()
+        self.finetuning.learn_one(transition)
         return {
             "value": value.item(),
             "td_error_magnitude": abs(td_error),
@@ -157,6 +164,7 @@ class StreamQ:
             **self.rule.state_dict("value"),
             **self.samples.state_dict(),
             **self.memory.state_dict(),
+            **self.finetuning.state_dict(),
             **self.generator.state_dict(),
         }
 
@@ -166,6 +174,7 @@ class StreamQ:
         self.rule.load_state_dict(state, "value")
         self.samples.load_state_dict(state)
         self.memory.load_state_dict(state)
+        self.finetuning.load_state_dict(state)
         self.generator.load_state_dict(state)
         if self.native is not None:
             self.native.push()

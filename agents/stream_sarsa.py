@@ -26,6 +26,7 @@ from streamwise.agents.networks import FlatNetwork, NetworkBuilder, published_ne
 from streamwise.agents.policies import check_discrete
 from streamwise.agents.settings import observation_shape
 from streamwise.agents.statistics import TransitionNormalizer
+from streamwise.agents.value_finetuning import ValueFinetuning
 from streamwise.streams import Transition
 
 __all__ = ["StreamSARSA", "StreamSARSAConfig"]
@@ -82,6 +83,17 @@ class StreamSARSA:
             actions=self.actions,
             **c.native_settings(),
         )
+        self.finetuning = ValueFinetuning(
+            c,
+            observation_space,
+            self.network,
+            [self.rule],
+            self.samples,
+            self.native,
+            seed,
+            of_actions=True,
+            worth=self._expected,
+        )
         self.next_action: int | None = None  # chosen by learn_one, for act to take
 
     def act(self, observation: NDArray[Any], *, explore: bool = True) -> int:
@@ -102,6 +114,11 @@ class StreamSARSA:
             return self.generator.integer(self.actions)
         return greedy_action(values)
 
+    def _expected(self, values: Tensor) -> Tensor:
+        """Return what acting is worth, [n], where actions have these values, [n, actions]."""
+        epsilon = self.config.epsilon(self.samples.steps)
+        return (1.0 - epsilon) * values.amax(1) + epsilon * values.mean(1)
+
     def learn_one(self, transition: Transition) -> Metrics:
         """Update the action values once.
 
@@ -109,7 +126,9 @@ class StreamSARSA:
         nothing has changed then.
         """
         if self.native is not None:
-            return self.native.learn_one(transition)
+            metrics = self.native.learn_one(transition)
+            self.finetuning.learn_one(transition)
+            return metrics
         c = self.config
         action = self._check(transition)
         epsilon = c.epsilon(self.samples.steps)
@@ -135,6 +154,7 @@ class StreamSARSA:
         if ended:
             self.rule.trace.zero_()
             self.memory.clear()
+        self.finetuning.learn_one(transition)
         return {
             "value": value.item(),
             "td_error_magnitude": abs(td_error),
@@ -173,6 +193,7 @@ class StreamSARSA:
             **self.rule.state_dict("value"),
             **self.samples.state_dict(),
             **self.memory.state_dict(),
+            **self.finetuning.state_dict(),
             **self.generator.state_dict(),
             "next_action": torch.tensor(-1 if self.next_action is None else self.next_action),
         }
@@ -183,6 +204,7 @@ class StreamSARSA:
         self.rule.load_state_dict(state, "value")
         self.samples.load_state_dict(state)
         self.memory.load_state_dict(state)
+        self.finetuning.load_state_dict(state)
         self.generator.load_state_dict(state)
         next_action = int(state["next_action"])
         self.next_action = None if next_action < 0 else next_action

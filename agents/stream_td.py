@@ -18,6 +18,7 @@ from streamwise.agents.native import Backend, native_step
 from streamwise.agents.networks import FlatNetwork, NetworkBuilder, published_network
 from streamwise.agents.settings import StreamSettings, observation_shape
 from streamwise.agents.statistics import TransitionNormalizer
+from streamwise.agents.value_finetuning import ValueFinetuning
 from streamwise.streams import Transition
 
 __all__ = ["StreamTD", "StreamTDConfig"]
@@ -69,6 +70,9 @@ class StreamTD:
             {"value": (self.network, self.rule)},
             memory=self.memory,
         )
+        self.finetuning = ValueFinetuning(
+            c, observation_space, self.network, [self.rule], self.samples, self.native, seed
+        )
 
     def predict_one(self, observation: NDArray[Any]) -> float:
         """Return the predicted discounted sum of the rewards after this observation, in reward units."""
@@ -86,7 +90,9 @@ class StreamTD:
         nothing has changed then.
         """
         if self.native is not None:
-            return self.native.learn_one(transition)
+            metrics = self.native.learn_one(transition)
+            self.finetuning.learn_one(transition)
+            return metrics
         c = self.config
         deviation = self.samples.rewards.deviation
         value_ends = c.value_ends(transition)
@@ -103,6 +109,7 @@ class StreamTD:
         if transition.terminated or transition.truncated:
             self.rule.trace.zero_()
             self.memory.clear()
+        self.finetuning.learn_one(transition)
         return {
             "prediction": value.item() * deviation,
             "td_error_magnitude": abs(td_error),
@@ -134,6 +141,7 @@ class StreamTD:
             **self.rule.state_dict("value"),
             **self.samples.state_dict(),
             **self.memory.state_dict(),
+            **self.finetuning.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -142,5 +150,6 @@ class StreamTD:
         self.rule.load_state_dict(state, "value")
         self.samples.load_state_dict(state)
         self.memory.load_state_dict(state)
+        self.finetuning.load_state_dict(state)
         if self.native is not None:
             self.native.push()

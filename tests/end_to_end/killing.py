@@ -35,6 +35,7 @@ class Case:
     steps: int
     checkpoint_every: int
     memory: str = "none"
+    flags: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.environment} {self.agent} {self.backend} {self.memory}"
@@ -50,7 +51,8 @@ class Case:
             "memory": self.memory,
             "out": directory,
         }
-        return ["train", self.environment, *(f"--{name}={value}" for name, value in flags.items())]
+        told = [f"--{name}={value}" for name, value in flags.items()]
+        return ["train", self.environment, *told, *self.flags]
 
 
 def _run(arguments: list[str], log: Path) -> None:

@@ -63,6 +63,17 @@ def test_a_killed_run_lives_in_the_worlds_of_one_that_never_was(tmp_path, enviro
     check(Case(environment, agent, "native", steps, steps // 30), tmp_path, kills=3)
 
 
+@pytest.mark.parametrize(
+    ("agent", "backend", "flags"),
+    [
+        ("stream-q", "native", ("--finetune-every=70", "--finetune-capacity=200")),
+        ("stream-ac", "auto", ("--network=bottleneck", "--bottleneck-books=8", "--bottleneck-warm-up=400")),
+    ],
+)
+def test_a_killed_run_keeps_what_one_that_never_was_does(tmp_path, agent, backend, flags):
+    check(Case("CartPole-v1", agent, backend, 1_200, 40, flags=flags), tmp_path, kills=3)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["native", "torch"])
 @pytest.mark.parametrize(
