@@ -278,7 +278,15 @@ def verdicts(out: Path, folder: Path, truth: Counter[str]) -> Iterator[tuple[str
         numbers = np.sort(store.column("sequence")[mine])
         sealed = int(state_of(out / "learners" / name)["memory.counters"][0])
         is_whole = np.array_equal(numbers, np.arange(sealed))
-        yield f"chunks of {name}", f"{len(numbers):,} there, {sealed:,} sealed", is_whole
+        again, gaps = (
+            len(numbers) - len(np.unique(numbers)),
+            sealed - np.isin(np.arange(sealed), numbers).sum(),
+        )
+        yield (
+            f"chunks of {name}",
+            f"{len(numbers):,} there, {sealed:,} sealed; {gaps} lost, {again} doubled",
+            is_whole,
+        )
     store.close()
 
 
@@ -306,6 +314,8 @@ def main() -> None:
             over.set()
             producer.join()
             wait_for(lambda: system.learned() == truth.total() + PARTITIONS - WORKERS, 600.0)
+            # Whoever was killed last is still coming back, and would end without a checkpoint of its end.
+            wait_for(lambda: {one["state"] for one in system.status()["learners"]} == {"running"}, 300.0)
             code = system.stop()
         finally:
             cluster.shutdown()
