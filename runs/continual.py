@@ -249,7 +249,7 @@ def run_unit(
     looks = _looks(stream, spec.looks * segments)
     ends = {segment.stop for segment in stream.segments}
     checkpoints = Checkpoints(LocalStorage(directory / "checkpoints" / unit.name), keep=1)
-    seen = {"rows": [[world.test(learner, test) for test in stream.tests]], "seconds": 0.0}
+    seen: dict[str, Any] = {"rows": [[world.test(learner, test) for test in stream.tests]], "seconds": 0.0}
     online = np.zeros(len(stream), np.float32)  # how well each sample was predicted
     if checkpoints.names():
         checkpoint = checkpoints.latest()

@@ -124,7 +124,9 @@ def retention_curve(
         for experience, stop, until in _departures(segments)
     ]
     known = np.isfinite(curves).sum(0) if curves else np.zeros(len(since))
-    return np.divide(np.nansum(curves, 0), known, out=np.full(len(since), np.nan), where=known > 0)
+    mean: NDArray[np.float64] = np.full(len(since), np.nan)
+    np.divide(np.nansum(curves, 0), known, out=mean, where=known > 0)
+    return mean
 
 
 def _departures(segments: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:

@@ -291,7 +291,9 @@ def _draw(axes: Axes, each: Found, across: Array, curves: Array, lines: int) -> 
 
 
 def _mark_segments(some: Sequence[Found], axes: Axes) -> None:
-    segments = next((each.units[0]["segments"] for each in some if not each.is_mixed), [])
+    segments: Sequence[Sequence[int]] = next(
+        (each.units[0]["segments"] for each in some if not each.is_mixed), []
+    )
     for _, stop, _ in segments[:-1]:
         axes.axvline(stop, color="#667085", linewidth=0.7, alpha=0.6)
 
