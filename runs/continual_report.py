@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from streamwise.runs.continual import ContinualSpec, load_continual, score_text, units_of
 from streamwise.runs.continual_metrics import (
@@ -25,7 +25,7 @@ from streamwise.runs.continual_metrics import (
     retention_curve,
     worst_case_accuracy,
 )
-from streamwise.runs.figures import COLOURS, Panels, finish_axes, line_style, svgs, sweep_png
+from streamwise.runs.figures import COLOURS, Draw, Panels, finish_axes, line_style, svgs, sweep_png
 from streamwise.runs.report import ReportFiles, Row, number_text, render, report_files, write_files
 from streamwise.runs.run_data import Array
 from streamwise.runs.statistics import bootstrap_interval
@@ -37,6 +37,8 @@ __all__ = ["Found", "continual_rows", "read_found", "write_continual_report"]
 REFERENCE = "nothing"
 _LAG_POINTS = 60
 _MOST_BANDS = 8
+_ROW_INCHES = 0.24
+_COLUMNS = 2
 _MAPS_SHOWN = 12  # of a schedule; more would be a wall
 
 
@@ -134,6 +136,7 @@ def write_continual_report(directory: Path, out: Path | None = None) -> ReportFi
                 "url": spec.schedules[name],
                 "rows": continual_rows(some),
                 "differences": _difference_rows(some),
+                "final": svgs({"": partial(_draw_final, some)}, (7.0, 0.6 + _ROW_INCHES * len(some))),
                 "curves": svgs(_curve_panels(some), (4.4, 2.9)),
                 "maps": svgs(_map_panels(some), (2.4, 2.2)),
             }
@@ -141,8 +144,10 @@ def write_continual_report(directory: Path, out: Path | None = None) -> ReportFi
         ],
         configuration=_configuration(spec),
     )
-    curves: Panels = {name: partial(_draw_average, some) for name, some in schedules.items()}
-    write_files({files.html: page.encode(), files.png: sweep_png(title, curves, [])})
+    panels: list[tuple[str, Draw]] = [(name, partial(_draw_final, some)) for name, some in schedules.items()]
+    height = 1.0 + _ROW_INCHES * len(spec.methods)
+    rows = [(dict(panels[at : at + _COLUMNS]), height) for at in range(0, len(panels), _COLUMNS)]
+    write_files({files.html: page.encode(), files.png: sweep_png(title, {}, rows)})
     return files
 
 
@@ -155,7 +160,8 @@ def _summary(spec: ContinualSpec, schedules: dict[str, list[Found]], seeds: int)
             best.append(f"{name}: {method} ({score_text(spec.world, value)})")
     seed_words = "one seed" if seeds == 1 else f"{seeds} seeds"
     kept = f" Most is kept by, {'; '.join(best)}." if best else ""
-    return f"{len(schedules)} streams whose world changes, {len(spec.methods)} methods, {seed_words}.{kept}"
+    streams = "A stream" if len(schedules) == 1 else f"{len(schedules)} streams"
+    return f"{streams} whose world changes, {len(spec.methods)} methods, {seed_words}.{kept}"
 
 
 # ---- tables
@@ -246,6 +252,24 @@ def _curve_panels(some: Sequence[Found]) -> Panels:
         "Right before it is learned": partial(_draw_online, some),
         "After it has gone": partial(_draw_retention, some),
     }
+
+
+def _draw_final(some: Sequence[Found], axes: Axes) -> None:
+    """Draw what each method has at the end, within its interval, one below the other."""
+    for row, each in enumerate(some):
+        values, colour = each.scores()["final"], line_style(each.place)["color"]
+        if len(values) > 1:
+            low, high = bootstrap_interval(values, np.mean)
+            axes.plot([low, high], [row, row], color=colour, linewidth=2.5, alpha=0.6)
+        axes.plot(values.mean(), row, "o", color=colour, markersize=5)
+    words = "accuracy" if some[0].unit == "accuracy" else "nats an event"
+    finish_axes(axes, across=f"{words} at the end")
+    if some[0].unit == "accuracy":
+        axes.set_xlim(-0.02, 1.02)
+    axes.set_ylim(len(some) - 0.5, -0.5)
+    axes.yaxis.set_major_locator(FixedLocator(range(len(some))))
+    axes.set_yticklabels([each.method for each in some])
+    axes.spines.left.set_visible(False)
 
 
 def _draw_average(some: Sequence[Found], axes: Axes) -> None:

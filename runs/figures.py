@@ -35,6 +35,7 @@ __all__ = [
     "DASHES",
     "SERIES",
     "Band",
+    "Draw",
     "Panels",
     "Whisker",
     "averaged",

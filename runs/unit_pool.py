@@ -36,13 +36,13 @@ class Named(Protocol):
 
 
 Unit = TypeVar("Unit", bound=Named)
-Given = TypeVar("Given", bound=Named, contravariant=True)
+Unit_contra = TypeVar("Unit_contra", bound=Named, contravariant=True)
 
 
-class UnitWorker(Protocol[Given]):
+class UnitWorker(Protocol[Unit_contra]):
     """Runs one unit at a time, the body of a Ray actor; another call asks how far it is."""
 
-    def run(self, unit: Given, /) -> dict[str, Any] | str:
+    def run(self, unit: Unit_contra, /) -> dict[str, Any] | str:
         """Run a unit; return its result, as JSON, or why another attempt would fail, too."""
 
     def progress(self) -> int:
