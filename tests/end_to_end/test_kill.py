@@ -53,25 +53,25 @@ def test_a_killed_run_remembers_what_one_that_never_was_does(tmp_path, memory, a
 
 
 @pytest.mark.parametrize(
-    ("environment", "agent", "steps"),
+    ("environment", "agent", "steps", "flags"),
     [
-        ("HalfCheetah-v5?change=gravity&values=1,0.5,1.5&every=300&blend=0.5", "stream-ac", 2_500),
-        ("MinAtar/Sequence-v0?games=Breakout,Asterix&every=200", "stream-q", 1_500),
+        (
+            "HalfCheetah-v5?change=gravity&values=1,0.5,1.5&every=300&blend=0.5",
+            "stream-ac",
+            2_500,
+            ("--finetune-every=70", "--finetune-capacity=200"),
+        ),
+        (
+            "MinAtar/Sequence-v0?games=Breakout,Asterix&every=200",
+            "stream-q",
+            900,
+            ("--network=bottleneck", "--bottleneck-books=8", "--bottleneck-warm-up=300"),
+        ),
     ],
 )
-def test_a_killed_run_lives_in_the_worlds_of_one_that_never_was(tmp_path, environment, agent, steps):
-    check(Case(environment, agent, "native", steps, steps // 30), tmp_path, kills=3)
-
-
-@pytest.mark.parametrize(
-    ("agent", "backend", "flags"),
-    [
-        ("stream-q", "native", ("--finetune-every=70", "--finetune-capacity=200")),
-        ("stream-ac", "auto", ("--network=bottleneck", "--bottleneck-books=8", "--bottleneck-warm-up=400")),
-    ],
-)
-def test_a_killed_run_keeps_what_one_that_never_was_does(tmp_path, agent, backend, flags):
-    check(Case("CartPole-v1", agent, backend, 1_200, 40, flags=flags), tmp_path, kills=3)
+def test_a_killed_run_lives_in_the_worlds_of_one_that_never_was(tmp_path, environment, agent, steps, flags):
+    """And keeps what it keeps against forgetting."""
+    check(Case(environment, agent, "auto", steps, steps // 30, flags=flags), tmp_path, kills=3)
 
 
 @pytest.mark.slow
