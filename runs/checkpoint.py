@@ -236,7 +236,9 @@ def restore(checkpoint: Checkpoint, network: NetworkBuilder | None = None, backe
             network=network,
             backend=backend,
         )
-        learner.load_state_dict(checkpoint.state)
+        learner.load_state_dict(
+            {name: tensor for name, tensor in checkpoint.state.items() if not name.startswith("run.")}
+        )
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError, msgspec.ValidationError) as error:
         if isinstance(error, UsageError):
             raise

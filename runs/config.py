@@ -89,9 +89,13 @@ class RunConfig(Generic[Settings]):
     """csv: only. Each adds how far every feature is above its exponential trace. Unset: 0.9 0.99."""
     episodic_life: bool = False
     """Atari only. Let a lost life end the episode, without resetting the game."""
+    plasticity_every: int = 0
+    """Steps between measures of how able to learn the networks still are: units out of use, size of weights,
+    rank of features. They join the metrics. 0: none."""
 
     def __post_init__(self) -> None:
-        lowest = {"steps": 1, "checkpoint_every": 1, "keep_checkpoints": 1, "keep_every": 1, "seed": 0}
+        lowest = {"steps": 1, "checkpoint_every": 1, "keep_checkpoints": 1, "keep_every": 1, "seed": 0,
+                  "plasticity_every": 0}  # fmt: skip
         for name, low in lowest.items():
             value = getattr(self, name)
             if value is not None and value < low:

@@ -47,6 +47,7 @@ class Recorder:
         self._elapsed_before = 0.0
         self._started = time.perf_counter()
         self._abandoned_steps = 0
+        self._noted: dict[str, float] = {}
         self._written_at = -math.inf
         self._open_row()
 
@@ -90,6 +91,10 @@ class Recorder:
                 }
             )
 
+    def note(self, values: Metrics) -> None:
+        """Put values in every row from now on, until they are noted again."""
+        self._noted |= values
+
     def _open_row(self) -> None:
         self._length = 0
         self._return = 0.0
@@ -104,6 +109,7 @@ class Recorder:
             **episode,
             "steps_per_second": self._length / seconds,
             **{name: total / self._length for name, total in self._sums.items()},
+            **self._noted,
         }
         if self._abandoned_steps:
             row["abandoned_steps"] = self._abandoned_steps
@@ -135,6 +141,7 @@ class Recorder:
             "elapsed": self.elapsed,
             "recent_returns": list(self.recent_returns),
             "abandoned_steps": self._abandoned_steps,
+            "noted": dict(self._noted),
             "open_row": {
                 "length": self._length,
                 "return": self._return,
@@ -151,6 +158,7 @@ class Recorder:
         self._tensorboard.purge_step = self.step + 1
         self.recent_returns.extend(state["recent_returns"])
         self._abandoned_steps = state["abandoned_steps"]
+        self._noted |= state.get("noted", {})
         self._elapsed_before, self._started = state["elapsed"], time.perf_counter()
         row = state["open_row"]
         self._length, self._return, self._sums = row["length"], row["return"], dict(row["sums"])
@@ -209,7 +217,8 @@ class RowFile:
         waited = time.monotonic() - self._written_at
         enough = min(max(500, self._rows // 4), 2_000)
         if rows and (at_once or len(rows) >= enough or waited > 60.0):
-            table = pa.Table.from_pylist(rows)
+            names = dict.fromkeys(name for row in rows for name in row)  # from_pylist knows the first row's only
+            table = pa.table({name: [row.get(name) for row in rows] for name in names})
             if self._rows:
                 before = pq.read_table(self.path, use_threads=False)
                 table = pa.concat_tables([before, table], promote_options="default")

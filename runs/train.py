@@ -14,10 +14,11 @@ import torch
 from streamwise.agents import Learner, Metrics, agent_class
 from streamwise.agents.native import Backend
 from streamwise.kernels import native_info
-from streamwise.runs.checkpoint import Checkpoints, check_finite, describe, restore
+from streamwise.runs.checkpoint import Checkpoint, Checkpoints, check_finite, describe, restore
 from streamwise.runs.config import RunConfig, load_config, save_config
 from streamwise.runs.lock import locked
 from streamwise.runs.loop import StopRequest, learn
+from streamwise.runs.plasticity_watch import PlasticityWatch
 from streamwise.runs.progress import ProgressDisplay
 from streamwise.runs.recorder import Recorder
 from streamwise.runs.saver import Saver
@@ -128,7 +129,7 @@ def resume(
         source = _open(config)
         learner = restore(checkpoint, backend=config.backend) if checkpoint else _make_learner(config, source)
         save_config(config, directory)
-        return _run(config, source, learner, checkpoint.meta if checkpoint else None, display, stop, attach)
+        return _run(config, source, learner, checkpoint, display, stop, attach)
 
 
 def train_or_resume(
@@ -236,7 +237,7 @@ def _run(
     config: RunConfig[Any],
     source: Any,
     learner: Any,
-    meta: dict[str, Any] | None,
+    checkpoint: Checkpoint | None,
     new_display: NewDisplay,
     stop: StopRequest | None,
     attach: Attach | None,
@@ -248,12 +249,15 @@ def _run(
     storage = None if config.storage is None else open_storage(config.storage)
     recorder = Recorder(config.directory, is_series=is_series, storage=storage)
     notes = [_backend_of(learner)]
-    if meta is not None:
-        notes.append(_go_on(stream, recorder, learner, meta))
+    watch = PlasticityWatch(learner, config.plasticity_every) if config.plasticity_every else None
+    if checkpoint is not None:
+        notes.append(_go_on(stream, recorder, learner, checkpoint.meta))
+        if watch is not None:
+            watch.resume(checkpoint.state)
     saver = Saver(
         Checkpoints.of(config),
         recorder,
-        last_good_step=None if meta is None else recorder.step,
+        last_good_step=None if checkpoint is None else recorder.step,
         fail_at_once=config.fail_on_save_error,
     )
 
@@ -262,6 +266,8 @@ def _run(
     def save_checkpoint(last: bool = False) -> None:
         state = learner.state_dict()
         check_finite(state)
+        if watch is not None:
+            state |= watch.state()
         saver.save(state, {**about, "position": stream.position, "recorder": recorder.state()}, last=last)
         commit()
 
@@ -270,8 +276,15 @@ def _run(
         if durable is not None:
             stream.commit(durable)
 
-    def record_life(sample: Transition, metrics: Metrics) -> None:
-        recorder.record(sample, metrics, game_goes_on="game_return" not in stream.info)
+    def record(sample: Transition, metrics: Metrics) -> None:
+        ends = sample.terminated or sample.truncated
+        if watch is not None and (measures := watch.see(recorder.step + 1, sample.observation)):
+            recorder.note(measures)
+        if ends and not is_series and "regime" in stream.info:
+            recorder.note({"regime": float(stream.info["regime"])})
+        recorder.record(
+            sample, metrics, game_goes_on=config.episodic_life and "game_return" not in stream.info
+        )
 
     title = f"{config.agent} on {config.environment}"
     display = new_display(title, config.steps, recorder, ", ".join(notes))
@@ -288,7 +301,7 @@ def _run(
                     stream,
                     learn_one,
                     steps=config.steps,
-                    record=record_life if config.episodic_life else recorder.record,
+                    record=recorder.record if is_series and watch is None else record,
                     checkpoint=save_checkpoint,
                     due=lambda step: step % config.checkpoint_every == 0,
                     show=display.update,
