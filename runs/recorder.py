@@ -217,7 +217,7 @@ class RowFile:
         waited = time.monotonic() - self._written_at
         enough = min(max(500, self._rows // 4), 2_000)
         if rows and (at_once or len(rows) >= enough or waited > 60.0):
-            names = dict.fromkeys(name for row in rows for name in row)  # from_pylist knows the first row's only
+            names = dict.fromkeys(name for row in rows for name in row)  # some begin late
             table = pa.table({name: [row.get(name) for row in rows] for name in names})
             if self._rows:
                 before = pq.read_table(self.path, use_threads=False)
