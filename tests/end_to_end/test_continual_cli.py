@@ -24,7 +24,7 @@ seeds = 1
 looks = 8
 consolidate = "every:150"
 [schedules]
-recurring = "dataset:wine?schedule=recurring&epochs=3"
+recurring = "dataset:wine?schedule=recurring&epochs=2"
 [learner]
 batch_size = 7
 hidden_size = 16
