@@ -51,7 +51,14 @@ METHODS = {
         base(), capacity=12, every=3, steps=2, final_steps=3, batch_size=4
     ),
     "distilled": lambda: PrioritizedFinetuning(
-        base(), capacity=12, every=2, steps=2, batch_size=4, modules=("",), distillation=0.5
+        base(),
+        capacity=12,
+        every=2,
+        steps=2,
+        final_steps=3,
+        batch_size=4,
+        modules=("",),
+        distillation=0.5,
     ),
     "bottleneck": lambda: bottleneck(base()),
     "low rank": lambda: RegLoRA(base(), rank=2, most=0.1),
@@ -64,7 +71,7 @@ METHODS = {
     "surgery": lambda: ModelSurgery(base(), rank=2, most=3, steps=5, steps_between=1),
     "low rank with replay": lambda: Replay(RegLoRA(base(), rank=2, most=0.1), capacity=12, count=3),
     "finetuning of ewc and replay": lambda: PrioritizedFinetuning(
-        OnlineEWC(Replay(base(), capacity=9)), capacity=12, every=3, steps=2, batch_size=4
+        OnlineEWC(Replay(base(), capacity=9)), capacity=12, every=3, steps=2, final_steps=3, batch_size=4
     ),
     "replay through a bottleneck": lambda: Replay(bottleneck(base()), capacity=12, count=3),
 }
