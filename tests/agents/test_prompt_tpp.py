@@ -82,11 +82,11 @@ def lively(model):
 @needs_native
 @EVERY_KIND
 def test_native_equals_reference(kind):
-    """The gradient of an open group to 1e-9, and after 40 steps what it leads to.
+    """The gradient of an open group to 1e-9, and after 25 steps what it leads to.
 
     Scores are those of forecasts, which rows keep in single precision.
     """
-    events = some_events(160)
+    events = some_events(100)
     one, other = (lively(make(kind, backend, group=1000)) for backend in ("native", "reference"))
     scores = [model.learn_many(*(column[:60] for column in events)) for model in (one, other)]
     np.testing.assert_allclose(*scores, rtol=1e-6, atol=1e-7)
