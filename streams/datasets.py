@@ -15,7 +15,7 @@ world may come back. `blur` mixes examples over the boundaries of segments, so t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -25,15 +25,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamwise.streams.errors import UsageError, nearest
-from streamwise.streams.sample import Example, Position
+from streamwise.streams.experiences import ExperienceStream, Labelled, Segment
 
 __all__ = [
     "DATA_SETS",
     "SCHEDULES",
     "DatasetSettings",
     "DatasetStream",
-    "Labelled",
-    "Segment",
     "dataset_stream",
 ]
 
@@ -44,21 +42,6 @@ _TEST_SHARE = 5  # one in five of each class
 
 
 Array = NDArray[Any]
-
-
-class Labelled(NamedTuple):
-    """Examples as arrays. features: float32 [n, features]. labels: int64 [n]."""
-
-    features: NDArray[np.float32]
-    labels: NDArray[np.int64]
-
-
-class Segment(NamedTuple):
-    """A time for which a world lasts: examples start to stop - 1 of the stream are of this experience."""
-
-    start: int
-    stop: int
-    experience: int
 
 
 @dataclass(frozen=True)
@@ -101,7 +84,7 @@ def dataset_stream(url: str) -> DatasetStream:
     return DatasetStream(DatasetSettings(**values))
 
 
-class DatasetStream:
+class DatasetStream(ExperienceStream):
     """Examples in the order of a schedule. Raises UsageError for settings that do not go together.
 
     features, classes: sizes. training, tests: of each experience, what is learned and what never is.
@@ -121,63 +104,39 @@ class DatasetStream:
         train, test = _divided(_loaded(settings.name), random)
         worlds = _WORLDS[settings.schedule](settings, train, test, random)
         train, test = _scaled(settings.name, train, test, worlds[0].train)
-        self.training = [_part(train, world.train, world.columns) for world in worlds]
-        self.tests = [_part(test, world.test, world.columns) for world in worlds]
+        training = [_part(train, world.train, world.columns) for world in worlds]
+        tests = [_part(test, world.test, world.columns) for world in worlds]
+        super().__init__(training, tests, *_ordered(settings, training, random))
         self.features = train.features.shape[1]
         self.classes = int(train.labels.max()) + 1
-        self._order, self.segments = self._ordered(random)
-        self._next = 0
 
-    def __len__(self) -> int:
-        return len(self._order)
 
-    def _ordered(self, random: np.random.Generator) -> tuple[NDArray[np.int64], list[Segment]]:
-        """Return the world and the row of each example, [n, 2], and the segments."""
-        lasting = list(range(len(self.training)))
-        if self.settings.schedule == "recurring":
-            lasting = ["ABC".index(letter) for letter in _RETURNS]
-        parts, segments, start = [], [], 0
-        for world in lasting:
-            rows = [random.permutation(len(self.training[world].labels)) for _ in range(self.settings.epochs)]
-            part = np.concatenate(rows)
-            parts.append(np.stack([np.full(len(part), world), part], axis=1))
-            segments.append(Segment(start, start + len(part), world))
-            start += len(part)
-        order = np.concatenate(parts)
-        if self.settings.mixed:
-            return order[random.permutation(len(order))], [Segment(0, len(order), 0)]
-        if self.settings.schedule == "gradual":  # the two worlds have the same rows
-            order[:, 0] = random.random(len(order)) < np.arange(len(order)) / len(order)
-        for before, after in pairwise(segments):
-            reach = int(self.settings.blur * min(before.stop - before.start, after.stop - after.start))
-            for away in range(reach):
-                if random.random() < 0.5 * (1.0 - away / reach):
-                    pair = [before.stop - 1 - away, after.start + away]
-                    order[pair] = order[pair[::-1]]
-        return order, segments
-
-    @property
-    def position(self) -> Position:
-        """How many examples there were."""
-        return {"example": self._next}
-
-    def seek(self, position: Position) -> None:
-        """Go on from `position`."""
-        self._next = int(position["example"])
-
-    def commit(self, position: Position) -> None:
-        """Nothing: nobody else reads this."""
-
-    def close(self) -> None:
-        """Nothing: it is in memory."""
-
-    def __iter__(self) -> Iterator[Example]:
-        """Yield the examples from the present position on."""
-        while self._next < len(self._order):
-            world, row = self._order[self._next]
-            self._next += 1
-            features, labels = self.training[world]
-            yield Example(features[row], int(labels[row]))
+def _ordered(
+    settings: DatasetSettings, training: Sequence[Labelled], random: np.random.Generator
+) -> tuple[NDArray[np.int64], list[Segment]]:
+    """Return the world and the row of each example, [n, 2], and the segments."""
+    lasting = list(range(len(training)))
+    if settings.schedule == "recurring":
+        lasting = ["ABC".index(letter) for letter in _RETURNS]
+    parts, segments, start = [], [], 0
+    for world in lasting:
+        rows = [random.permutation(len(training[world].labels)) for _ in range(settings.epochs)]
+        part = np.concatenate(rows)
+        parts.append(np.stack([np.full(len(part), world), part], axis=1))
+        segments.append(Segment(start, start + len(part), world))
+        start += len(part)
+    order = np.concatenate(parts)
+    if settings.mixed:
+        return order[random.permutation(len(order))], [Segment(0, len(order), 0)]
+    if settings.schedule == "gradual":  # the two worlds have the same rows
+        order[:, 0] = random.random(len(order)) < np.arange(len(order)) / len(order)
+    for before, after in pairwise(segments):
+        reach = int(settings.blur * min(before.stop - before.start, after.stop - after.start))
+        for away in range(reach):
+            if random.random() < 0.5 * (1.0 - away / reach):
+                pair = [before.stop - 1 - away, after.start + away]
+                order[pair] = order[pair[::-1]]
+    return order, segments
 
 
 # ---- what the worlds are

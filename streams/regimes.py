@@ -27,11 +27,10 @@ from urllib.parse import parse_qsl, urlencode
 import numpy as np
 from numpy.typing import NDArray
 
-from streamwise.streams.datasets import Labelled, Segment
 from streamwise.streams.dead_letters import DeadLetterLog
 from streamwise.streams.errors import UsageError, nearest
 from streamwise.streams.event_stream import EventStream
-from streamwise.streams.sample import Example, Position
+from streamwise.streams.experiences import ExperienceStream, Labelled, Segment
 from streamwise.streams.sources import open_source
 from streamwise.streams.synthetic import HawkesProcess, LogNormalGaps, Process, RenewalProcess
 
@@ -130,7 +129,7 @@ def regime_stream(url: str) -> RegimeStream:
         raise UsageError(f"{url}: {error}") from None
 
 
-class RegimeStream:
+class RegimeStream(ExperienceStream):
     """Windows in the order of a pattern. Raises UsageError for what cannot be, such as a file without events.
 
     types, length: how many types, and events in a window. unit: the median gap of what is learned of the
@@ -156,57 +155,31 @@ class RegimeStream:
             events = _read(settings.source, self.left_out)
             self.types = int(events.types.max()) + 1
             regimes = _of_file(settings, events, self.left_out)
-        self.training, self.tests = ([part[i] for part in regimes] for i in range(2))
+        training, tests = ([part[i] for part in regimes] for i in range(2))
+        super().__init__(training, tests, *_ordered(settings, training))
         gaps = self.training[0].features[:, 1:, 0]
         self.unit = float(np.median(gaps[gaps > 0.0])) if (gaps > 0.0).any() else 1.0
-        self._order, self.segments = self._ordered()
-        self._next = 0
 
-    def __len__(self) -> int:
-        return len(self._order)
 
-    def _ordered(self) -> tuple[NDArray[np.int64], list[Segment]]:
-        """Return the regime and the row of each window, [n, 2], and the segments."""
-        letters = [string.ascii_uppercase.index(letter) for letter in self.settings.pattern]
-        times = np.bincount(letters)  # that each regime comes
-        parts = [
-            iter(np.array_split(np.arange(len(training.labels)), count))
-            for training, count in zip(self.training, times, strict=True)
-        ]
-        order, segments, start = [], [], 0
-        for regime in letters:
-            rows = next(parts[regime])
-            order.append(np.stack([np.full(len(rows), regime), rows], axis=1))
-            segments.append(Segment(start, start + len(rows), regime))
-            start += len(rows)
-        found = np.concatenate(order)
-        if not self.settings.mixed:
-            return found, segments
-        random = np.random.default_rng(self.settings.seed)
-        return found[random.permutation(len(found))], [Segment(0, len(found), 0)]
-
-    @property
-    def position(self) -> Position:
-        """How many windows there were."""
-        return {"example": self._next}
-
-    def seek(self, position: Position) -> None:
-        """Go on from `position`."""
-        self._next = int(position["example"])
-
-    def commit(self, position: Position) -> None:
-        """Nothing: nobody else reads this."""
-
-    def close(self) -> None:
-        """Nothing: it is in memory."""
-
-    def __iter__(self) -> Iterator[Example]:
-        """Yield the windows from the present position on."""
-        while self._next < len(self._order):
-            regime, row = self._order[self._next]
-            self._next += 1
-            features, labels = self.training[regime]
-            yield Example(features[row], int(labels[row]))
+def _ordered(settings: RegimeSettings, learned: list[Labelled]) -> tuple[NDArray[np.int64], list[Segment]]:
+    """Return the regime and the row of each window, [n, 2], and the segments."""
+    letters = [string.ascii_uppercase.index(letter) for letter in settings.pattern]
+    times = np.bincount(letters)  # that each regime comes
+    parts = [
+        iter(np.array_split(np.arange(len(training.labels)), count))
+        for training, count in zip(learned, times, strict=True)
+    ]
+    order, segments, start = [], [], 0
+    for regime in letters:
+        rows = next(parts[regime])
+        order.append(np.stack([np.full(len(rows), regime), rows], axis=1))
+        segments.append(Segment(start, start + len(rows), regime))
+        start += len(rows)
+    found = np.concatenate(order)
+    if not settings.mixed:
+        return found, segments
+    random = np.random.default_rng(settings.seed)
+    return found[random.permutation(len(found))], [Segment(0, len(found), 0)]
 
 
 def _windows(times: Array, types: Array) -> Labelled:

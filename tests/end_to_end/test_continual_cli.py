@@ -14,8 +14,8 @@ from processes import here
 
 from streamwise.runs.continual import load_continual, run_unit, units_of
 
-pytest.importorskip("sklearn")
-pytest.importorskip("river")
+pytest.importorskip("sklearn", reason="data sets need the extra continual")
+pytest.importorskip("river", reason="drift detectors need the extra continual")
 
 TIMEOUT_SECONDS = 120
 # One of each kind of state: a reservoir, anchors, a detector, shapes that change, a teacher, keys.

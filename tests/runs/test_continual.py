@@ -29,7 +29,7 @@ from streamwise.streams import UsageError
 from streamwise.streams.datasets import dataset_stream
 from streamwise.streams.regimes import regime_stream
 
-pytest.importorskip("sklearn")
+pytest.importorskip("sklearn", reason="data sets need the extra continual")
 
 SPEC = """
 name = "small"
@@ -190,7 +190,7 @@ def test_testing_that_changes_a_learner_is_found(tmp_path, monkeypatch):
 
 
 def test_drifts_are_found_and_told_of(tmp_path):
-    pytest.importorskip("river")
+    pytest.importorskip("river", reason="drift detectors need the extra continual")
     text = SPEC.replace("iris?schedule=split&experiences=3", "digits?schedule=permuted&experiences=2")
     spec = written(tmp_path, text.replace("every:30", "adwin"))
     found = run_unit(Unit("split", "replay and EWC", 0), spec, tmp_path)

@@ -14,7 +14,7 @@ from test_methods import base, examples, live, same
 from streamwise.memory.continual.consolidation import ConsolidateAtDrift, ConsolidateEvery
 from streamwise.memory.continual.ewc import OnlineEWC
 
-pytest.importorskip("river")
+pytest.importorskip("river", reason="drift detectors need the extra continual")
 
 
 class Scripted:
