@@ -25,7 +25,6 @@ _logger = logging.getLogger("streamwise")
 _HELD = 10_000  # records of a paused partition that wait here, before its fetching stops
 _ASK_SECONDS = 1.0  # for one answer of a broker that has answered before
 _UNKNOWN_SECONDS = 1.0  # in which a topic that was just made becomes known to all brokers
-_LAGGING_SECONDS = 1.0  # some brokers report the end of a partition a moment late
 _CLOSE_SECONDS = 2.0
 
 # What a properties file may not set: it would change what is read, or print what nobody should see.
@@ -71,6 +70,7 @@ class _Partition:
     name: str
     next: int = -1  # the offset after the last record fetched; negative until the start is known
     end: int = -1  # the offset it ended at when it was opened; negative until that is known
+    end_is_told: bool = False  # by what came with its first record, too
     values: list[bytes | None] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     begun: bool = True  # False until a poll has told where it starts
@@ -161,7 +161,6 @@ class KafkaSource:
         self.partitions: Sequence[str] = [p.name for p in self._first]
         self._starts: dict[int, str | float] = dict.fromkeys(numbers, checked)  # where they have not begun
         self._looked_at = time.monotonic()
-        self._arrived_at: float | None = None  # when everything up to the ends had been read
         self._closed = False
 
     def _chosen(self, numbers: list[int], only: Collection[str]) -> list[int]:
@@ -199,7 +198,7 @@ class KafkaSource:
             if limit > 0 and partition.waits() and partition.name not in paused:
                 records.append(partition.take(limit, now))
                 limit -= len(records[-1].values)
-        self.finished = self._until_end and self._has_ended(now)
+        self.finished = self._until_end and self._has_ended()
         return records
 
     def decode(self, records: Records) -> Decoded:
@@ -258,7 +257,7 @@ class KafkaSource:
         for message in messages:
             fault = message.error()
             if fault is not None:
-                self._hear(fault, message.partition())
+                self._hear(fault, message.partition(), message.offset())
                 continue
             partition = partitions[message.partition()]
             offset = message.offset()
@@ -267,16 +266,25 @@ class KafkaSource:
                 partition.offsets.append(offset)
                 partition.next = offset + 1
                 partition.at_end = False
+                if not partition.end_is_told:
+                    self._learn_end(partition)
         self._cluster.check()
 
-    def _hear(self, error: Any, number: int | None) -> None:
+    def _learn_end(self, partition: _Partition) -> None:
+        """Believe the later of two ends: some brokers, asked for it, leave out the last batch."""
+        _, end = self._consumer.get_watermark_offsets(self._at(partition.number), cached=True)
+        partition.end, partition.end_is_told = max(partition.end, end), True
+
+    def _hear(self, error: Any, number: int | None, offset: int | None) -> None:
         """Heed an error that came in place of a record."""
         errors = self._kafka.KafkaError
         partition = None if number is None else self._partitions.get(number)
         if partition is None:
             self._cluster.hear(error)
         elif error.code() == errors._PARTITION_EOF:
-            partition.at_end = partition.ended = True
+            # A broker that is slow may leave out the last batch from here, as well.
+            partition.at_end = offset is None or offset >= partition.end
+            partition.ended |= partition.at_end
         elif error.code() in (errors._AUTO_OFFSET_RESET, errors._LOG_TRUNCATION):
             partition.astray = True
         else:
@@ -354,17 +362,11 @@ class KafkaSource:
                 self._starts[number] = "earliest"
                 self.partitions = [*self.partitions, partition.name]
 
-    def _has_ended(self, now: float) -> bool:
+    def _has_ended(self) -> bool:
         """Whether every first partition has been polled to where it ended when it was opened."""
-        if any(p.offsets or p.end < 0 or p.next < 0 for p in self._first):
+        if any(p.offsets or p.next < 0 for p in self._first):
             return False
-        if all(p.ended for p in self._first):
-            return True
-        if any(p.next < p.end and not p.ended for p in self._first):
-            return False
-        if self._arrived_at is None:
-            self._arrived_at = now
-        return now - self._arrived_at > _LAGGING_SECONDS
+        return all(p.ended or (p.end_is_told and p.next >= p.end) for p in self._first)
 
     def _bounds(self, partition: _Partition) -> tuple[int, int]:
         """Ask for the first offset of a partition and the one after its last. Raises KafkaException."""

@@ -75,21 +75,22 @@ def assert_every_event_was_learned_once(out: Path, lines: list[str]) -> None:
 def test_killed_workers_and_a_killed_driver_change_nothing_that_is_learned(tmp_path):
     """Kafka; a worker dies at work, then the driver, and others go on, as many as are asked for then."""
     lines, partitions = log(12_000)
+    records = list(zip(partitions, (line.encode() for line in lines), strict=True))
     out = tmp_path / "run"
     with kafka_broker() as broker:
         broker.create_topic("clicks", PARTITIONS)
-        produce(broker.address, "clicks", zip(partitions, (line.encode() for line in lines), strict=True))
-        source = f"kafka://{broker.address}/clicks"
-        command = ["ingest", source, "--until-end", f"--out={out}", *SLOW, "--model=hawkes"]
+        produce(broker.address, "clicks", records[:4_000])
+        flags = [f"--out={out}", *SLOW, "--model=hawkes", "--idle-seconds=inf"]
+        command = ["ingest", f"kafka://{broker.address}/clicks", *flags]
         driver = start(*command, "--workers=2")
         wait_for(lambda: begun(out, 2), "a checkpoint of both")
         os.kill(events(out, "at work")[0]["process"], signal.SIGKILL)
         wait_for(lambda: events(out, "restarted"), "the worker")
         before = checkpoints(out)
+        produce(broker.address, "clicks", records[4_000:])
         wait_for(lambda: checkpoints(out) - before, "another checkpoint")
         driver.kill()
-        assert not events(out, "finished")
-        output = finish(*command, "--workers=3")
+        output = finish(*command, "--until-end", "--workers=3")
         assert "done after 12,000 events" in output
         lost = events(out, "lost")
         assert "process died" in lost[0]["message"]
