@@ -156,11 +156,11 @@ def is_continual(directory: Path) -> bool:
 def load_continual(source: str, seeds: int | None = None) -> ContinualSpec:
     """Read a specification: a TOML file, the directory of a comparison, or one of `protocol_names`.
 
-    seeds: instead of the file's. Raises UsageError, in one line that says where, for what cannot be read or
-    understood.
+    A folder that holds no comparison does not stand before a name. seeds: instead of the file's. Raises
+    UsageError, in one line that says where, for what cannot be read or understood.
     """
     path = Path(source)
-    if path.is_dir():
+    if is_continual(path) or (path.is_dir() and source not in protocol_names()):
         path = path / _FILE
     elif not source.endswith(".toml"):
         path = _PROTOCOLS / f"{source}.toml"

@@ -527,7 +527,13 @@ class ContinualArguments:
 
 
 def _continual(argv: list[str]) -> int:
-    from streamwise.runs.continual import ContinualOptions, load_continual, protocol_names, run_continual
+    from streamwise.runs.continual import (
+        ContinualOptions,
+        is_continual,
+        load_continual,
+        protocol_names,
+        run_continual,
+    )
 
     names = f"\n\nSpecifications that come with streamwise: {', '.join(protocol_names())}."
     help_text = inspect.cleandoc(ContinualArguments.__doc__ or "") + names
@@ -542,7 +548,7 @@ def _continual(argv: list[str]) -> int:
         raise UsageError("--cpus is of this machine alone; with --address, the nodes say what they have.")
     spec = load_continual(arguments.spec, arguments.seeds)
     given = Path(arguments.spec)
-    out = arguments.out or (given if given.is_dir() else Path("outputs") / f"continual-{spec.name}")
+    out = arguments.out or (given if is_continual(given) else Path("outputs") / f"continual-{spec.name}")
     options = ContinualOptions(out, arguments.cpus, arguments.address, arguments.max_failures)
     result = run_continual(spec, options)
     failed = f", {len(result.failed)} failed" if result.failed else ""

@@ -69,6 +69,15 @@ def without_times(result):
 # ---- the specification
 
 
+def test_a_folder_of_the_same_name_does_not_stand_before_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    assert load_continual("digits").name == "digits"
+    (tmp_path / "others").mkdir()
+    with pytest.raises(UsageError, match=r"others/\S+ is not there"):
+        load_continual("others")
+
+
 def test_the_specifications_that_come_with_it_are_understood_and_have_every_method():
     used = set()
     for name in protocol_names():
