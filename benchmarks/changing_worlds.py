@@ -8,11 +8,11 @@ network's weights, the share of its hidden units that are dead, and the effectiv
 on 512 observations of the end of a visit (streamwise.agents.plasticity).
 
 Each run writes its curves to a JSON file and is not repeated, so the script can be stopped and started again.
-Means and standard errors over seeds.
+Means and standard errors over seeds, and a picture of the curves of each world.
 
     OMP_NUM_THREADS=1 python benchmarks/changing_worlds.py             # hours on two cores
     OMP_NUM_THREADS=1 python benchmarks/changing_worlds.py --worlds gravity --methods plain "k-FPF, head"
-    python benchmarks/changing_worlds.py --table                       # just print what has been measured
+    python benchmarks/changing_worlds.py --table                       # print and draw what has been measured
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import multiprocessing
 import os
 import re
 import time
+import warnings
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import tyro
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -95,7 +97,7 @@ class Options:
     out: Path = Path("outputs/changing-worlds")
     """Where curves are kept, one file a run."""
     table: bool = False
-    """Only print what has been measured."""
+    """Only print and draw what has been measured."""
 
     @property
     def length(self) -> int:
@@ -282,8 +284,44 @@ def report(world: str, lives: dict[str, list[dict[str, Any]]], console: Console)
     console.print(table)
 
 
+def curve(life: dict[str, Any], points: NDArray[Any]) -> NDArray[Any]:
+    """Return the mean return of the episodes that ended shortly before each of some steps, or NaN."""
+    steps, found = np.array(life["episodes"]).T
+    sums = np.concatenate([[0.0], np.cumsum(found)])
+    stop = np.searchsorted(steps, points, side="right")
+    start = np.searchsorted(steps, points - SHARE * life["every"] / 2, side="right")
+    with np.errstate(invalid="ignore"):
+        return np.asarray((sums[stop] - sums[start]) / (stop - start))
+
+
+def draw(world: str, lives: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Draw the returns of each method while the world changes: means of seeds, and the least and largest."""
+    from matplotlib.figure import Figure
+
+    longest = max((life for some in lives.values() for life in some), key=lambda life: len(life["starts"]))
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes = figure.subplots()
+    points = np.linspace(0, longest["steps"], 401)[1:]
+    for method, some in lives.items():
+        curves = np.stack([curve(life, points) for life in some])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # no episode has ended yet
+            means, low, high = np.nanmean(curves, 0), np.nanmin(curves, 0), np.nanmax(curves, 0)
+        (line,) = axes.plot(points, means, label=f"{method} ({len(some)})")
+        axes.fill_between(points, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    top = axes.get_xaxis_transform()
+    for name, start in zip(visits(longest), longest["starts"], strict=True):
+        axes.axvline(start, color="0.7", linewidth=0.8, zorder=0)
+        axes.text(start, 1.01, name.split()[1], transform=top, color="0.4", fontsize=9)
+    axes.set(xlabel="step", ylabel="return of episodes", xlim=(0, longest["steps"]))
+    axes.set_title(f"{WORLDS[world].environment}, {WORLDS[world].agent}", fontsize=10, pad=16)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.legend(frameon=False, fontsize=9)
+    figure.savefig(path, dpi=120)
+
+
 def main() -> None:
-    """Measure, and print."""
+    """Measure, print and draw."""
     options = tyro.cli(Options, description=Options.__doc__)
     console = Console(width=150)
     for kind, chosen, known in (
@@ -310,6 +348,9 @@ def main() -> None:
         lives = {method: some for method, some in lives.items() if some}
         if lives:
             report(world, lives, console)
+            path = options.out / f"{world}-every{options.every}-steps{options.length}.png"
+            draw(world, lives, path)
+            console.print(f"curves: {path}")
 
 
 if __name__ == "__main__":
