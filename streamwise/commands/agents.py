@@ -1,0 +1,136 @@
+"""`streamwise train` and `streamwise evaluate`: agents on environments, predictors on time series."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from streamwise.commands.parsing import parse, peek, without_validation
+
+if TYPE_CHECKING:
+    from streamwise.runs.config import RunConfig
+    from streamwise.runs.train import RunResult
+
+__all__ = ["evaluate_command", "finish_run", "train_command"]
+
+
+_TRAIN_HELP = """
+    Train an agent on an environment, sample by sample, with a live display.
+
+    Leaves a run directory with its settings, metrics, TensorBoard files, checkpoints and a report.
+
+    streamwise train HalfCheetah-v5
+    streamwise train CartPole-v1 --agent stream-q --steps 50000
+    streamwise train dm_control/walker-walk-v0 --preset stream-x --seed 3
+    streamwise train csv:ETTh1.csv --agent stream-td --target OT --discount 0.9
+    """
+
+
+def train_command(argv: list[str]) -> int:
+    """Train an agent. Returns the exit code."""
+    from streamwise.agents import agent_class
+    from streamwise.runs.config import RunConfig, load_preset, preset_names
+
+    preset_name, agent = peek(argv, "--preset"), peek(argv, "--agent")
+    preset = load_preset(preset_name) if preset_name else None
+    if preset and agent and agent != preset.agent:
+        from streamwise.streams import UsageError
+
+        raise UsageError(f"preset {preset_name} is for {preset.agent}, not for {agent}; drop --agent.")
+    is_series = any(argument.startswith("csv:") for argument in argv)
+    agent = preset.agent if preset else agent or ("stream-td" if is_series else "stream-ac")
+    settings = preset.settings if preset else agent_class(agent).Config()
+    default: RunConfig[Any] = without_validation(
+        RunConfig,
+        environment=tyro.MISSING,
+        settings=settings,
+        agent=agent,
+        preset=preset_name,
+        **(preset.options if preset else {}),
+    )
+    help_text = (
+        f"{_TRAIN_HELP}\n    The settings listed last are those of {agent}; add --agent NAME "
+        f"or --preset NAME to see others. Presets: {', '.join(preset_names())}."
+    )
+    kind: Any = RunConfig[type(settings)]  # type: ignore[misc]  # known only now that the agent is
+    config: RunConfig[Any] = parse(kind, "train", argv, help_text, default)
+    from streamwise.runs.train import train
+
+    return finish_run(train(config))
+
+
+@dataclass(frozen=True)
+class EvaluateArguments:
+    """Play episodes with a run's newest checkpoint, learning nothing, and print the mean return.
+
+    streamwise evaluate outputs/demo --episodes 20
+    streamwise evaluate outputs/demo --episodes 1 --video cheetah.mp4
+    streamwise evaluate outputs/recall --env "streamwise/DelayedRecall-v0?symbols=4&delay=200"
+    """
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_DIR")]
+    """The run directory."""
+    episodes: int = 10
+    """How many episodes to play."""
+    seed: int = 0
+    """Seeds the environment; never one that a run is trained with."""
+    explore: bool = False
+    """Act as in training, sampled or epsilon-greedy, instead of greedily."""
+    video: Path | None = None
+    """Film the first episode to this .mp4 file."""
+    env: str | None = None
+    """Play another environment than the run's, with the same observations and actions."""
+
+
+def evaluate_command(argv: list[str]) -> int:
+    """Play episodes, and print the mean return. Returns the exit code."""
+    arguments = parse(EvaluateArguments, "evaluate", argv)
+    from streamwise.runs.evaluate import evaluate
+
+    def on_episode(episode: int, episode_return: float) -> None:
+        print(f"episode {episode}: return {_of_return(episode_return)}", file=sys.stderr)
+
+    result = evaluate(
+        arguments.run,
+        episodes=arguments.episodes,
+        seed=arguments.seed,
+        explore=arguments.explore,
+        video=arguments.video,
+        environment=arguments.env,
+        on_episode=on_episode,
+    )
+    interval = ""
+    if result.interval is not None:
+        low, high = result.interval
+        interval = f" (95% interval {_of_return(low)} to {_of_return(high)})"
+    print(
+        f"mean return {_of_return(result.mean)}{interval}, episodes: {len(result.episode_returns)}, "
+        f"{'exploring' if arguments.explore else 'greedy'}, checkpoint at step {result.step:,}"
+        f"{'' if arguments.env is None else f', in {arguments.env}'}"
+    )
+    if arguments.video is not None:
+        print(f"video: {arguments.video}")
+    return 0
+
+
+def _of_return(number: float) -> str:
+    """Write a return; where they are small, a tenth would hide what differs."""
+    return f"{number:,.1f}" if abs(number) >= 10.0 else f"{number:.3g}"
+
+
+def finish_run(result: RunResult) -> int:
+    """Write the report and say where things are."""
+    from streamwise.runs.report import write_report
+
+    files = write_report([result.directory])
+    mean = "" if result.mean_return is None else f", mean return {result.mean_return:,.1f} (last 20 episodes)"
+    print(f"{'stopped' if result.signal else 'done'} at step {result.step:,}{mean}")
+    print(f"run:    {result.directory}\nreport: {files.html}\nplot:   {files.png}")
+    if result.signal is not None:
+        print(f"go on:  streamwise resume {result.directory}")
+        return 128 + result.signal
+    return 0
