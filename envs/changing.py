@@ -58,6 +58,7 @@ __all__ = [
     "Schedule",
     "changing_world",
     "feature_order",
+    "live_from",
 ]
 
 Environment = gymnasium.Env[Any, Any]
@@ -376,6 +377,15 @@ class ChangingObservations(ChangingWorld):
 def feature_order(seed: int, features: int) -> NDArray[np.int64]:
     """Return which feature comes at each place: int64 [features], a permutation; seed 0: all stay."""
     return np.random.default_rng(seed).permutation(features) if seed else np.arange(features)
+
+
+def live_from(env: Environment, steps: int) -> None:
+    """Tell the layers of `env` whose world changes how many steps were lived before its next reset."""
+    layer: Any = env
+    while layer is not None:
+        if isinstance(layer, ChangingWorld | GameSequence):
+            layer.steps = steps
+        layer = layer.env if isinstance(layer, gymnasium.Wrapper) else None
 
 
 # --- games -------------------------------------------------------------------------------------------------

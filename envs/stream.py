@@ -11,6 +11,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from streamwise.envs.changing import live_from
 from streamwise.envs.snapshot import (
     NoSnapshotError,
     array_from_json,
@@ -119,7 +120,8 @@ class EnvironmentStream:
         """Go on from `position`, exactly if it holds the environment's state.
 
         If it does not, a fresh episode begins, whose reset seed depends on the position's three numbers only:
-        the counts go on, the world starts anew, and the rest of an interrupted episode is not repeated.
+        the counts go on, and with them a world that changes (`streamwise.envs.changing`); the rest of an
+        interrupted episode is not repeated.
         Raises UsageError, with nothing changed, for a position of another kind or environment.
         """
         try:
@@ -139,6 +141,7 @@ class EnvironmentStream:
         else:
             self._observation = None
             self._reset_seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+            live_from(self.env, numbers[2])
         self._seed, self._episode, self._step = numbers
 
     def _pending(self, position: Position) -> tuple[NDArray[Any] | None, int | None]:

@@ -17,7 +17,7 @@ from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamwise.envs import capture, changing, environment_names, family_of, make, restore
+from streamwise.envs import EnvironmentStream, capture, changing, environment_names, family_of, make, restore
 from streamwise.envs.changing import (
     GAMES,
     ChangingObservations,
@@ -531,6 +531,29 @@ def test_a_world_can_be_cut_between_any_two_steps(name):
         restore(copy, sent(capture(original.env)))
         other = original.goes_on_in(copy)
         assert other.play(1) == original.play(1)
+
+
+class Uncapturable(gymnasium.Wrapper):
+    """Holds what no snapshot can."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.handle = object()
+
+
+@pytest.mark.parametrize("name", ["Hopper-v5?change=gravity&values=1,0.5,2&every=10",
+                                  "MinAtar/Sequence-v0?games=Breakout,Asterix,Freeway&every=10"])  # fmt: skip
+def test_where_there_is_no_snapshot_the_world_goes_on_by_the_count(name):
+    """It began anew with the first world."""
+    if name.startswith("MinAtar"):
+        pytest.importorskip("minatar")
+    stream = EnvironmentStream(env := Uncapturable(make(name)), lambda _: env.action_space.sample())
+    assert stream.why_no_snapshot is not None
+    stream.seek({"seed": 0, "episode": 3, "step": 25})
+    next(iter(stream))
+    assert stream.info["regime"] == 2
+    assert stream.position["step"] == 26
+    stream.close()
 
 
 @pytest.mark.parametrize(
