@@ -5,7 +5,6 @@ They know nothing of Ray, runs, or the environment behind a transition.
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 from streamwise.agents.counts import Counts, CountsConfig
@@ -22,6 +21,7 @@ from streamwise.agents.stream_q import StreamQ, StreamQConfig
 from streamwise.agents.stream_sarsa import StreamSARSA, StreamSARSAConfig
 from streamwise.agents.stream_td import StreamTD, StreamTDConfig
 from streamwise.streams import UsageError
+from streamwise.streams.errors import meant
 
 __all__ = [
     "AGENTS",
@@ -82,7 +82,7 @@ def event_model_class(name: str) -> Any:
 
 def _named(name: str, known: dict[str, Any], what: str) -> Any:
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise UsageError(f"no {what} is named {name!r}.{hint} Choose one of: {', '.join(known)}.")
+        raise UsageError(
+            f"no {what} is named {name!r}.{meant(name, known)} Choose one of: {', '.join(known)}."
+        )
     return known[name]

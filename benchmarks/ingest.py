@@ -30,7 +30,8 @@ from streamwise.agents import EVENT_MODELS, Hawkes, HawkesConfig
 from streamwise.runs.ingest import LiveRun, ingest
 from streamwise.runs.ingest_config import IngestConfig
 from streamwise.streams.event_stream import EventStream
-from streamwise.streams.synthetic import HawkesProcess, SyntheticSource
+from streamwise.streams.point_processes import HawkesProcess
+from streamwise.streams.synthetic import SyntheticSource
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "streams"))
 

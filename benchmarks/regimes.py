@@ -32,7 +32,8 @@ from streamwise.agents import EVENT_MODELS
 from streamwise.agents.event_model import Score
 from streamwise.runs.figures import MUTED, STYLE, finish_axes, line_style
 from streamwise.runs.statistics import bootstrap_interval, running_mean
-from streamwise.streams.synthetic import DriftProcess, HawkesProcess, SyntheticSource
+from streamwise.streams.point_processes import DriftProcess, HawkesProcess
+from streamwise.streams.synthetic import SyntheticSource
 
 Array = NDArray[np.float64]
 

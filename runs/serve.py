@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import os
 import resource
@@ -23,6 +22,7 @@ from streamwise.agents.event_model import Array, Score, UnknownKeyError
 from streamwise.runs.prequential import baselines, own_scores
 from streamwise.runs.web import BusyError, Server, html_page, json_response, listening
 from streamwise.streams import UsageError
+from streamwise.streams.errors import meant
 from streamwise.streams.event_stream import EventBatch
 
 if TYPE_CHECKING:
@@ -459,8 +459,7 @@ def _asked(request: Request) -> dict[str, Any]:
     given = request.query_params.multi_items()
     for name, _ in given:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
+            hint = meant(name, known)
             raise UsageError(f"no parameter is named {name!r}.{hint} Choose from: {', '.join(known)}.")
         if sum(name == other for other, _ in given) > 1:
             raise UsageError(f"{name} is given twice; give it once.")

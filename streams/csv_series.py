@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import gzip
 import math
 import os
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from streamwise.streams.errors import NonFiniteSampleError, UsageError
+from streamwise.streams.errors import NonFiniteSampleError, UsageError, meant
 from streamwise.streams.sample import Position, Transition
 
 if TYPE_CHECKING:
@@ -214,7 +213,7 @@ class CsvSeriesStream:
         for name, role in [(self.target, "target"), *((name, "feature") for name in features or ())]:
             if name not in columns:
                 raise UsageError(
-                    f"{role} {name!r} is not a column of {self.path}.{_hint(name, columns)} "
+                    f"{role} {name!r} is not a column of {self.path}.{meant(name, columns)} "
                     f"Choose from: {_listed(numeric or columns)}."
                 )
             if name not in numeric:
@@ -250,13 +249,7 @@ def _existing(path: Path) -> Path:
     if not path.parent.is_dir():
         raise UsageError(f"there is no folder {path.parent}, so no file {path}.")
     neighbours = sorted(file.name for file in path.parent.iterdir() if file.is_file())
-    raise UsageError(f"there is no file {path}.{_hint(path.name, neighbours)}")
-
-
-def _hint(name: str, candidates: Sequence[str]) -> str:
-    lowered = {candidate.lower(): candidate for candidate in candidates}
-    close = difflib.get_close_matches(name.lower(), lowered, n=1)
-    return f" Did you mean {lowered[close[0]]!r}?" if close else ""
+    raise UsageError(f"there is no file {path}.{meant(path.name, neighbours)}")
 
 
 def _listed(names: Sequence[str]) -> str:

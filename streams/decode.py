@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import json
 import math
 from abc import ABC, abstractmethod
@@ -16,7 +15,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
 
-from streamwise.streams.errors import UsageError
+from streamwise.streams.errors import UsageError, meant
 from streamwise.streams.event import LAST_TIME, Decoded, Refused, time_fault
 
 __all__ = [
@@ -84,7 +83,7 @@ class Fields:
     def __post_init__(self) -> None:
         if self.unit not in get_args(TimeUnit):
             raise UsageError(
-                f"{self.unit!r} is no unit of time.{hint(self.unit, get_args(TimeUnit))} "
+                f"{self.unit!r} is no unit of time.{meant(self.unit, get_args(TimeUnit))} "
                 f"Choose one of: {', '.join(get_args(TimeUnit))}."
             )
         names = (self.time, self.type, self.key, *self.features, *self.versions)
@@ -606,17 +605,10 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())[:100]
 
 
-def hint(name: str, candidates: Sequence[str]) -> str:
-    """Return a sentence with the candidate that may have been meant, or nothing."""
-    lowered = {candidate.lower(): candidate for candidate in candidates}
-    close = difflib.get_close_matches(name.lower(), lowered, n=1)
-    return f" Did you mean {lowered[close[0]]!r}?" if close else ""
-
-
 def no_column(name: str, columns: Sequence[str], where: str) -> UsageError:
     """Return the error for a field that a file has no column for."""
     more = f", and {len(columns) - _NAMES} more" if len(columns) > _NAMES else ""
     return UsageError(
-        f"{where}: there is no column {name!r}.{hint(name, columns)} "
+        f"{where}: there is no column {name!r}.{meant(name, columns)} "
         f"The columns are: {', '.join(columns[:_NAMES])}{more}."
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from streamwise.streams.decode import MALFORMED, OVERSIZE, Fields, RowDecoder, Unreadable
-from streamwise.streams.errors import UsageError
+from streamwise.streams.errors import UsageError, meant
 from streamwise.streams.event import Decoded
 
 __all__ = ["AvroDecoder", "ProtobufDecoder"]
@@ -111,8 +110,7 @@ class ProtobufDecoder(_BinaryDecoder):
         except Exception as error:
             raise UsageError(f"{schema} holds no FileDescriptorSet: {type(error).__name__}.") from None
         if found is None:
-            close = difflib.get_close_matches(message, names, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
+            hint = meant(message, names)
             raise UsageError(
                 f"{schema} has no message {message!r}.{hint} It has: {', '.join(names[:30]) or 'none'}."
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-__all__ = ["DivergedError", "NonFiniteSampleError", "UsageError", "nearest"]
+__all__ = ["DivergedError", "NonFiniteSampleError", "UsageError", "meant", "nearest"]
 
 
 class UsageError(ValueError):
@@ -22,6 +22,11 @@ class NonFiniteSampleError(ValueError):
 
 def nearest(name: str, known: Any) -> str:
     """Return the end of an error: what was probably meant, and everything that is known."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    return f"{hint} Choose one of: {', '.join(sorted(known))}."
+    return f"{meant(name, known)} Choose one of: {', '.join(sorted(known))}."
+
+
+def meant(name: str, known: Any) -> str:
+    """Return the question what was probably meant; nothing where nothing is near."""
+    of = {each.lower(): each for each in known}
+    close = difflib.get_close_matches(name.lower(), list(of), n=1)
+    return f" Did you mean {of[close[0]]!r}?" if close else ""

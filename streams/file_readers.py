@@ -20,10 +20,9 @@ from streamwise.streams.decode import (
     JsonDecoder,
     RowDecoder,
     Unreadable,
-    hint,
     no_column,
 )
-from streamwise.streams.errors import UsageError
+from streamwise.streams.errors import UsageError, meant
 
 __all__ = [
     "CHUNK",
@@ -484,7 +483,7 @@ def check_format(kind: str | None, delimiter: str | None) -> None:
     """Raise UsageError for a format or a delimiter that cannot be; None stands for the usual one."""
     if kind is not None and kind not in get_args(Format):
         names = get_args(Format)
-        raise UsageError(f"{kind!r} is no format.{hint(kind, names)} Choose one of: {', '.join(names)}.")
+        raise UsageError(f"{kind!r} is no format.{meant(kind, names)} Choose one of: {', '.join(names)}.")
     if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n' or not delimiter.isascii()):
         raise UsageError(f"delimiter is {delimiter!r}; give a single character, such as ; or a tab.")
 

@@ -13,8 +13,8 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
-from streamwise.streams.decode import Fields, hint
-from streamwise.streams.errors import UsageError
+from streamwise.streams.decode import Fields
+from streamwise.streams.errors import UsageError, meant
 from streamwise.streams.event import Decoded, Records
 from streamwise.streams.file_readers import (
     Decoder,
@@ -399,4 +399,4 @@ def _check_exists(path: Path) -> None:
     if not path.parent.is_dir():
         raise UsageError(f"there is no folder {path.parent}, so no file {path}.")
     neighbours = sorted(file.name for file in path.parent.iterdir() if file.is_file())
-    raise UsageError(f"there is no file {path}.{hint(path.name, neighbours)}")
+    raise UsageError(f"there is no file {path}.{meant(path.name, neighbours)}")

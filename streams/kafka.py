@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import math
 import threading
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from streamwise.streams.decode import Fields, JsonDecoder
-from streamwise.streams.errors import UsageError
+from streamwise.streams.errors import UsageError, meant
 from streamwise.streams.event import Decoded, Records
 
 __all__ = ["KafkaDeadLetters", "KafkaSource"]
@@ -476,8 +475,7 @@ class _Cluster:
         key = max((key for key in self._settings if key in text), key=len, default=None)
         if key is None:
             raise UsageError(f"{self._config_path}: the client refuses these settings together; mend them.")
-        close = [name for name in difflib.get_close_matches(key, _USUAL, n=1) if name != key]
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+        hint = "" if key in _USUAL else meant(key, _USUAL)
         raise UsageError(f"{self._config_path}: the client refuses {key!r}.{hint} Mend or remove the line.")
 
     def partitions(self, client: Any, seconds: float) -> list[int]:
@@ -561,8 +559,7 @@ class _Cluster:
             names = [name for name in client.list_topics(timeout=_ASK_SECONDS).topics if name != self.topic]
         except self.kafka.KafkaException:
             names = []
-        close = difflib.get_close_matches(self.topic, names, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else " Make it first."
+        hint = meant(self.topic, names) or " Make it first."
         return f"{self.brokers} has no topic {self.topic!r}.{hint}"
 
 
@@ -597,8 +594,7 @@ def _decoder(
             raise UsageError(f"{where}: schema and message are for decoder=avro and decoder=protobuf.")
         return JsonDecoder(fields)
     if kind not in ("avro", "protobuf"):
-        close = difflib.get_close_matches(kind, ["json", "avro", "protobuf"], n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+        hint = meant(kind, ("json", "avro", "protobuf"))
         raise UsageError(f"{where}: no decoder is named {kind!r}.{hint} Choose from: json, avro, protobuf.")
     from streamwise.streams.decode_binary import AvroDecoder, ProtobufDecoder
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import re
@@ -14,7 +13,7 @@ from collections.abc import Set as AbstractSet
 from typing import Any
 
 from streamwise.streams.decode import MISSING_FIELD, Fields, JsonDecoder, RowDecoder, Unreadable
-from streamwise.streams.errors import UsageError
+from streamwise.streams.errors import UsageError, meant
 from streamwise.streams.event import Decoded, Records
 
 __all__ = ["RedisSource"]
@@ -216,10 +215,7 @@ class RedisSource:
             warnings.warn(f"{self.name}: there is no such stream yet; waiting for it.", stacklevel=4)
             return
         _, names = self._client.scan(0, count=1000)
-        close = difflib.get_close_matches(
-            self._stream, [name.decode("utf-8", "replace") for name in names], n=1
-        )
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+        hint = meant(self._stream, [name.decode("utf-8", "replace") for name in names])
         raise UsageError(f"{self.name}: there is no such stream, and nothing to read to its end.{hint}")
 
     def _open(self) -> Records | None:

@@ -31,8 +31,8 @@ from streamwise.streams.dead_letters import DeadLetterLog
 from streamwise.streams.errors import UsageError, nearest
 from streamwise.streams.event_stream import EventStream
 from streamwise.streams.experiences import ExperienceStream, Labelled, Segment
+from streamwise.streams.point_processes import HawkesProcess, LogNormalGaps, Process, RenewalProcess
 from streamwise.streams.sources import open_source
-from streamwise.streams.synthetic import HawkesProcess, LogNormalGaps, Process, RenewalProcess
 
 __all__ = ["PROCESSES", "Regime", "RegimeSettings", "RegimeStream", "regime_stream"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import glob
 import os
 import re
@@ -13,7 +12,7 @@ from typing import Any, get_args
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from streamwise.streams.decode import Fields
-from streamwise.streams.errors import UsageError
+from streamwise.streams.errors import UsageError, meant
 from streamwise.streams.event import Decoded, Records, Source
 from streamwise.streams.file_readers import Format
 from streamwise.streams.files import FileSource
@@ -239,8 +238,7 @@ def _parts(url: str) -> tuple[str, str, dict[str, str]]:
     if not colon or scheme not in SCHEMES:
         if os.path.exists(url):
             raise UsageError(f"{url} is no URL; write file:{url}.")
-        close = difflib.get_close_matches(scheme, SCHEMES, n=1) if colon else []
-        hint = f" Did you mean {close[0]}:?" if close else ""
+        hint = meant(scheme, SCHEMES) if colon else ""
         raise UsageError(
             f"{url} is no source of events.{hint} Write file:PATH, kafka://BROKER/TOPIC, "
             "redis://HOST:PORT/STREAM, stdin: or synthetic:hawkes."
@@ -296,8 +294,7 @@ class _Query:
     def finish(self) -> None:
         """Raise UsageError for what nobody took."""
         for name in self.query:
-            close = difflib.get_close_matches(name, self.known, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
+            hint = meant(name, self.known)
             raise UsageError(
                 f"{self.url}: unknown parameter {name!r}.{hint} Choose from: {', '.join(self.known)}."
             )

@@ -63,7 +63,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         sys.exit(0 if arguments else 2)
     name, *rest = arguments
     if name not in COMMANDS:
-        fail(2, f"streamwise: no command is named {name!r}.{_nearest(name)} See `streamwise --help`.")
+        from streamwise.streams.errors import meant
+
+        fail(2, f"streamwise: no command is named {name!r}.{meant(name, COMMANDS)} See `streamwise --help`.")
     from streamwise.streams import DivergedError, NonFiniteSampleError, UsageError
     from streamwise.streams.dead_letters import DeadLetterLimitError
 
@@ -94,13 +96,6 @@ def _warnings_as_lines() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.showwarning = show
         yield
-
-
-def _nearest(name: str) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(name, COMMANDS, n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def _overview() -> str:

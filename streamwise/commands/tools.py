@@ -34,11 +34,11 @@ class BenchArguments:
 
 def bench_command(argv: list[str]) -> int:
     """Run a script of benchmarks/. Returns the exit code."""
-    import difflib
     import subprocess
 
     import streamwise.runs
     from streamwise.streams import UsageError
+    from streamwise.streams.errors import meant
 
     arguments = parse(BenchArguments, "bench", argv[:1])
     folder = Path(streamwise.runs.__file__).parents[1] / "benchmarks"
@@ -48,8 +48,7 @@ def bench_command(argv: list[str]) -> int:
     if not scripts:
         raise UsageError(f"there is no {folder}; benchmarks come with a source checkout, not with a wheel.")
     if arguments.name not in scripts:
-        close = difflib.get_close_matches(arguments.name, scripts, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+        hint = meant(arguments.name, scripts)
         raise UsageError(
             f"no benchmark is named {arguments.name!r}.{hint} Choose one of: {', '.join(scripts)}."
         )

@@ -16,7 +16,8 @@ from streamwise.agents.event_model import OTHER, Score, UnknownKeyError
 from streamwise.kernels import native_info
 from streamwise.streams import Event, UsageError
 from streamwise.streams.event_stream import EventStream
-from streamwise.streams.synthetic import HawkesProcess, SyntheticSource
+from streamwise.streams.point_processes import HawkesProcess
+from streamwise.streams.synthetic import SyntheticSource
 
 MODELS = pytest.mark.parametrize("name", EVENT_MODELS)
 STATISTICAL = pytest.mark.parametrize("name", ["poisson", "hawkes", "counts"])

@@ -49,7 +49,7 @@ def test_other_schemes_open_their_sources():
     [
         ("events.csv", r"no source of events\. Write file:PATH"),
         ("file:", r"file: names no file"),
-        ("kafak://b/t", r"Did you mean kafka:\?"),
+        ("kafak://b/t", r"Did you mean 'kafka'\?"),
         ("file:x.csv?tiem=ts", r"unknown parameter 'tiem'\. Did you mean 'time'\?"),
         ("file:x.csv?unit=hours", r"'hours' is no unit of time"),
         ("file:x.csv?time=a&time=b", r"time is given twice"),

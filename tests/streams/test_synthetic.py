@@ -14,16 +14,16 @@ from scipy import integrate, stats
 
 from streamwise.streams.errors import UsageError
 from streamwise.streams.event import LAST_TIME, Event
-from streamwise.streams.synthetic import (
+from streamwise.streams.point_processes import (
     DriftProcess,
     GammaGaps,
     HawkesProcess,
     LogNormalGaps,
     RenewalProcess,
-    SyntheticSource,
     log_likelihood,
     residuals,
 )
+from streamwise.streams.synthetic import SyntheticSource
 
 SMALL = HawkesProcess([0.5], [[[0.8 / 1.5]]], [1 / 1.5])
 SMALL_TIMES = [0.5, 1.2, 1.3, 3.0]
