@@ -75,7 +75,7 @@ def open_source(
 
 def open_dead_letters(url: str) -> Any:
     """Open kafka://BROKER/TOPIC?config=FILE for refused records; it has `write(line)` and `close()`."""
-    from streamwise.streams.kafka import KafkaDeadLetters
+    from streamwise.streams.kafka_dead_letters import KafkaDeadLetters
 
     scheme, rest, query = _parts(url)
     brokers, _, topic = rest.removeprefix("//").partition("/")

@@ -21,7 +21,8 @@ from streamwise.streams.event import Records
 
 kafka = pytest.importorskip("confluent_kafka")
 
-from streamwise.streams.kafka import KafkaDeadLetters, KafkaSource  # noqa: E402
+from streamwise.streams.kafka import KafkaSource  # noqa: E402
+from streamwise.streams.kafka_dead_letters import KafkaDeadLetters  # noqa: E402
 
 SECRET = "hunter2-Zm9vYmFy"
 names = (f"topic{i}" for i in itertools.count())
@@ -199,7 +200,7 @@ def test_a_broker_that_stops_for_a_second_costs_nothing_but_time(broker, topic, 
 
 
 def test_a_broker_that_dies_is_waited_for_and_prints_nothing(open_source, monkeypatch, capfd):
-    monkeypatch.setattr("streamwise.streams.kafka._CLOSE_SECONDS", 0.2)
+    monkeypatch.setattr("streamwise.streams.kafka.CLOSE_SECONDS", 0.2)
     with kafka_broker() as own:
         own.create_topic("gone", 2)
         produce(own.address, "gone", [(0, b"first")])
@@ -215,7 +216,7 @@ def test_a_broker_that_dies_is_waited_for_and_prints_nothing(open_source, monkey
 
 
 def test_closing_does_not_wait_for_a_broker_that_hangs(broker, topic, open_source, monkeypatch):
-    monkeypatch.setattr("streamwise.streams.kafka._CLOSE_SECONDS", 0.2)
+    monkeypatch.setattr("streamwise.streams.kafka.CLOSE_SECONDS", 0.2)
     produce(broker.address, topic, [(0, b"first")])
     source, reader = open_source(broker.address, topic), Reader()
     reader.read(source, 1)
@@ -283,7 +284,7 @@ def test_a_partition_that_appears_is_read_from_its_beginning(broker, topic, open
     records, expected = numbered(topic, [10, 10, 10, 10])
     produce(broker.address, topic, records)
     with monkeypatch.context() as patched:
-        patched.setattr("streamwise.streams.kafka._Cluster.partitions", lambda *_: [0, 2])
+        patched.setattr("streamwise.streams.kafka.KafkaCluster.partitions", lambda *_: [0, 2])
         source = open_source(broker.address, topic, metadata_seconds=0.0)
         source.seek({f"{topic}/0": 4, f"{topic}/2": 10})
     assert source.partitions == [f"{topic}/0", f"{topic}/2"]
@@ -664,7 +665,7 @@ def test_dead_letters_without_a_broker_are_refused(capfd):
 
 
 def test_dead_letters_wait_for_a_broker_that_hangs(broker, topic, open_source, monkeypatch):
-    monkeypatch.setattr("streamwise.streams.kafka._CLOSE_SECONDS", 0.2)
+    monkeypatch.setattr("streamwise.streams.kafka_dead_letters.CLOSE_SECONDS", 0.2)
     letters, lost = KafkaDeadLetters(broker.address, topic), KafkaDeadLetters(broker.address, topic)
     broker.pause()
     try:
