@@ -25,6 +25,7 @@ from streamwise.runs.continual_metrics import (
     retention_curve,
     worst_case_accuracy,
 )
+from streamwise.runs.continual_tables import as_csv, as_markdown
 from streamwise.runs.figures import COLOURS, Draw, Panels, finish_axes, line_style, svgs, sweep_png
 from streamwise.runs.report import ReportFiles, Row, number_text, render, report_files, write_files
 from streamwise.runs.run_data import Array
@@ -112,8 +113,9 @@ def read_found(directory: Path) -> tuple[ContinualSpec, list[Found]]:
 def write_continual_report(directory: Path, out: Path | None = None) -> ReportFiles:
     """Write the report of a directory of `streamwise continual`.
 
-    out: the page, *.html; the figure lies beside it as *.png. Unset: report.html in the directory. Raises
-    UsageError for a directory that is none or has no results, and for an `out` that cannot be written.
+    out: the page, *.html; beside it lie the figure as *.png, the tables as *.md and what every seed has as
+    *.csv. Unset: report.html in the directory. Raises UsageError for a directory that is none or has no
+    results, and for an `out` that cannot be written.
     """
     files = report_files([directory], out)
     spec, found = read_found(directory)
@@ -147,7 +149,15 @@ def write_continual_report(directory: Path, out: Path | None = None) -> ReportFi
     panels: list[tuple[str, Draw]] = [(name, partial(_draw_final, some)) for name, some in schedules.items()]
     height = 1.0 + _ROW_INCHES * len(spec.methods)
     rows = [(dict(panels[at : at + _COLUMNS]), height) for at in range(0, len(panels), _COLUMNS)]
-    write_files({files.html: page.encode(), files.png: sweep_png(title, {}, rows)})
+    tables = as_markdown(title, spec.schedules, found, REFERENCE)
+    write_files(
+        {
+            files.html: page.encode(),
+            files.png: sweep_png(title, {}, rows),
+            files.html.with_suffix(".md"): tables.encode(),
+            files.html.with_suffix(".csv"): as_csv(found),
+        }
+    )
     return files
 
 

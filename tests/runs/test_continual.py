@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -311,6 +312,18 @@ def test_it_does_what_is_missing_and_is_drawn(tmp_path, monkeypatch):
     assert mean in page
     assert files.png.stat().st_size > 10_000
     assert "http" not in page.replace("http://www.w3.org", "")
+
+    with files.html.with_suffix(".csv").open() as file:
+        by_seed = list(csv.DictReader(file))
+    assert len(by_seed) == sum(len(each.units) for each in found)
+    tables = files.html.with_suffix(".md").read_text()
+    for each in found:
+        rows = [row for row in by_seed if (row["stream"], row["method"]) == (each.schedule, each.method)]
+        assert [float(row["final"]) for row in rows] == each.scores()["final"].tolist()
+        assert all((row["forgetting"] == "") == each.is_mixed for row in rows)
+        values = 100 * each.scores()["final"]
+        row = f"| {each.method} | {values.mean():.1f} ± {values.std(ddof=1) / len(values) ** 0.5:.1f} |"
+        assert row in tables.partition(f"\n## {each.schedule}\n")[2].partition("\n## ")[0]
 
 
 def test_a_unit_that_cannot_be_is_told_in_a_line(tmp_path):
