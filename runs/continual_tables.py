@@ -68,9 +68,9 @@ def _words(found: Sequence[Found]) -> str:
     return (
         f"Means and standard errors of {seeds} seeds. Final: mean on all experiences at the end.\n"
         "Forgetting: how much less is right of an experience, at the end or when it comes back, than when\n"
-        "it was left. Worst: the least that an experience has fallen to since it was learned. Online: what was\n"
-        "right before it was learned. KB: all that a checkpoint holds. Cost: processor time a sample, of\n"
-        "the learner alone 1. Told: what a method knows beside samples."
+        "it was left. Worst: the least that an experience has fallen to since it was learned. Online: what\n"
+        "was right before it was learned. KB: all that a checkpoint holds. Cost: processor time a sample,\n"
+        "of the learner alone 1. Told: what a method knows beside samples."
     )
 
 
