@@ -35,6 +35,7 @@ from streamwise.memory.continual.key_value_bottleneck import KeyValueBottleneck
 from streamwise.memory.continual.model_surgery import ModelSurgery
 from streamwise.memory.continual.prioritized_finetuning import PrioritizedFinetuning
 from streamwise.memory.continual.reg_lora import RegLoRA
+from streamwise.memory.continual.regime_adapters import RegimeAdapters
 from streamwise.memory.continual.relation_distillation import RelationDistillation
 from streamwise.memory.continual.replay import Replay
 from streamwise.memory.continual.state_bottleneck import StateBottleneck
@@ -215,6 +216,7 @@ AROUND = {
     "replay": Around(_plain(Replay), Replay, units=_ANY),
     "ewc": Around(_plain(OnlineEWC), OnlineEWC, consolidates=True, units=_ANY),
     "finetuning": Around(_plain(PrioritizedFinetuning), PrioritizedFinetuning, consolidates=True, units=_ANY),
+    "regime-adapters": Around(_plain(RegimeAdapters), RegimeAdapters, consolidates=True, units=("nats",)),
     "state-bottleneck": Around(_plain(StateBottleneck), StateBottleneck, consolidates=True, units=("nats",)),
     "view-batch": Around(_plain(ViewBatch), ViewBatch),
     "relation-distillation": Around(_relations, RelationDistillation, consolidates=True),
