@@ -43,10 +43,11 @@ def as_markdown(title: str, urls: Mapping[str, str], found: Sequence[Found], ref
     methods = list(dict.fromkeys(each.method for each in found))
     streams = list(dict.fromkeys(each.schedule for each in found))
     of = {(each.schedule, each.method): each for each in found}
-    parts = [f"# {title}", _words(found)]
+    seeds = max(len(each.units) for each in found)
+    parts = [f"# {title}", _words(seeds)]
     if len(streams) > 1:
         rows = [
-            [method, *(_spelled(of.get((stream, method)), "final") for stream in streams)]
+            [method, *(_spelled(of.get((stream, method)), "final", seeds) for stream in streams)]
             for method in methods
         ]
         parts.append(
@@ -56,21 +57,22 @@ def as_markdown(title: str, urls: Mapping[str, str], found: Sequence[Found], ref
         some = [of[stream, method] for method in methods if (stream, method) in of]
         plain = next((_microseconds(each) for each in some if each.method == reference), float("nan"))
         rows = [
-            [each.method, *(_spelled(each, name) for name in _SHOWN), *_costs(each, plain)] for each in some
+            [each.method, *(_spelled(each, name, seeds) for name in _SHOWN), *_costs(each, plain)]
+            for each in some
         ]
         header = ["method", *(f"{name}, {_unit(some[0])}" for name in _SHOWN), "KB", "cost", "told"]
         parts.append("\n".join([f"## {stream}", "", f"`{urls[stream]}`", "", *_table(header, rows)]))
     return "\n\n".join(parts) + "\n"
 
 
-def _words(found: Sequence[Found]) -> str:
-    seeds = max(len(each.units) for each in found)
+def _words(seeds: int) -> str:
     return (
         f"Means and standard errors of {seeds} seeds. Final: mean on all experiences at the end.\n"
         "Forgetting: how much less is right of an experience, at the end or when it comes back, than when\n"
         "it was left. Worst: the least that an experience has fallen to since it was learned. Online: what\n"
         "was right before it was learned. KB: all that a checkpoint holds. Cost: processor time a sample,\n"
-        "of the learner alone 1. Told: what a method knows beside samples."
+        "of the learner alone 1. Told: what a method knows beside samples. Where fewer seeds ended, for a\n"
+        "learner that diverged or is not done, a number says how many."
     )
 
 
@@ -78,16 +80,16 @@ def _unit(each: Found) -> str:
     return "%" if each.unit == "accuracy" else "nats"
 
 
-def _spelled(each: Found | None, name: str) -> str:
+def _spelled(each: Found | None, name: str, seeds: int) -> str:
     """Return the mean over seeds and its standard error; nothing where there is no such number."""
     values: Array = np.array([]) if each is None else each.scores()[name]
     if each is None or not np.isfinite(values).all():
         return ""
     scale, digits = (100.0, 1) if each.unit == "accuracy" else (1.0, 3)
-    mean = f"{scale * values.mean():.{digits}f}"
-    if len(values) < 2:
-        return mean
-    return f"{mean} ± {scale * values.std(ddof=1) / len(values) ** 0.5:.{digits}f}"
+    text = f"{scale * values.mean():.{digits}f}"
+    if len(values) > 1:
+        text += f" ± {scale * values.std(ddof=1) / len(values) ** 0.5:.{digits}f}"
+    return text if len(values) == seeds else f"{text} ({len(values)})"
 
 
 def _microseconds(each: Found) -> float:
