@@ -39,6 +39,7 @@ from streamwise.memory.continual.regime_adapters import RegimeAdapters
 from streamwise.memory.continual.relation_distillation import RelationDistillation
 from streamwise.memory.continual.replay import Replay
 from streamwise.memory.continual.state_bottleneck import StateBottleneck
+from streamwise.memory.continual.type_relations import TypeRelations
 from streamwise.memory.continual.view_batch import ViewBatch
 from streamwise.memory.continual.wrapped import Wrapped
 from streamwise.streams import UsageError
@@ -84,7 +85,10 @@ class MethodSpec:
         known = [str(settings["inputs"]) for name, settings in self.around if settings.get("inputs")]
         words = {"all": "inputs of all experiences", "first": "inputs of the first"}
         told = [words[inputs] for inputs in known]
-        if any(AROUND[name].consolidates for name, _ in self.around) and self.consolidate == "boundaries":
+        uses = [
+            AROUND[name].consolidates and settings.get("final_steps") != 0 for name, settings in self.around
+        ]
+        if any(uses) and self.consolidate == "boundaries":
             told.append("boundaries")
         return ", ".join(told)
 
@@ -218,10 +222,11 @@ AROUND = {
     "finetuning": Around(_plain(PrioritizedFinetuning), PrioritizedFinetuning, consolidates=True, units=_ANY),
     "regime-adapters": Around(_plain(RegimeAdapters), RegimeAdapters, consolidates=True, units=("nats",)),
     "state-bottleneck": Around(_plain(StateBottleneck), StateBottleneck, consolidates=True, units=("nats",)),
+    "type-relations": Around(_plain(TypeRelations), TypeRelations, consolidates=True, units=("nats",)),
     "view-batch": Around(_plain(ViewBatch), ViewBatch),
     "relation-distillation": Around(_relations, RelationDistillation, consolidates=True),
     "model-surgery": Around(_plain(ModelSurgery), ModelSurgery, consolidates=True),
-    "reg-lora": Around(_plain(RegLoRA), RegLoRA, consolidates=True),
+    "reg-lora": Around(_plain(RegLoRA), RegLoRA, consolidates=True, units=_ANY),
     "answer-styles": Around(_styles, AnswerStyles),
     "compression-memory": Around(
         _compressed, CompressionMemory, beforehand=(("inputs", Literal["all", "first"]), ("episodes", int))

@@ -70,6 +70,14 @@ def without_times(result):
 # ---- the specification
 
 
+def test_what_a_method_is_told_is_what_it_has_a_use_for():
+    methods = load_continual("digits").methods
+    assert methods["FPF at boundaries, all"].told == "boundaries"
+    assert methods["k-FPF, all"].told == ""  # no round of fine-tuning at a boundary
+    assert methods["EWC at drifts"].told == ""
+    assert methods["DKVB, keys of the first"].told == "inputs of the first"
+
+
 def test_a_folder_of_the_same_name_does_not_stand_before_a_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "digits").mkdir()
@@ -244,7 +252,7 @@ def test_events_are_scored_by_their_likelihood(tmp_path):
 @pytest.mark.parametrize(
     ("line", "instead", "says"),
     [
-        ('method = "replay"', 'method = "reg-lora"', "'reg-lora' is for streams of classes"),
+        ('method = "replay"', 'method = "model-surgery"', "'model-surgery' is for streams of classes"),
         ('method = "replay"', 'method = "nearest-mean"', "'nearest-mean' is for streams of classes"),
         ("width = 4", "widht = 4", "Did you mean 'width'?"),
         ("width = 4", 'base = "nph"', "Invalid enum value 'nph'"),

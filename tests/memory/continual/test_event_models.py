@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from event_worlds import LENGTH, TYPES, arrays, base, live, same, windows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -17,18 +18,9 @@ from streamwise.memory.continual.prioritized_finetuning import PrioritizedFinetu
 from streamwise.memory.continual.reg_lora import RegLoRA
 from streamwise.memory.continual.replay import Replay
 from streamwise.memory.continual.state_bottleneck import StateBottleneck
+from streamwise.memory.continual.type_relations import TypeRelations
 from streamwise.runs.continual_metrics import lost_on_leaving
-from streamwise.streams import Example
 from streamwise.streams.regimes import regime_stream
-
-TYPES, LENGTH = 3, 5
-
-
-def base(kind="nhp", batch_size=3, **changes):
-    config = WindowTPPConfig(
-        **{"base": kind, "width": 4, "length": LENGTH, "unit": 10.0, "batch_size": batch_size, **changes}
-    )
-    return WindowTPP(TYPES, config)
 
 
 def bottleneck(learner, **changes):
@@ -48,6 +40,10 @@ METHODS = {
     "ewc with attention": lambda: OnlineEWC(base("attnhp")),
     "finetuning": lambda: finetuning(base()),
     "distilled": lambda: finetuning(base(), modules=("",), distillation=0.5),
+    "low rank": lambda: RegLoRA(base(), rank=2, share=0.2, most=0.1),
+    "low rank with attention": lambda: RegLoRA(base("attnhp"), rank=2, share=0.2, most=0.1),
+    "relations": lambda: TypeRelations(base()),
+    "relations with attention": lambda: TypeRelations(base("attnhp")),
     "bottleneck": lambda: bottleneck(base()),
     "bottleneck with attention": lambda: bottleneck(base("attnhp")),
     "bottleneck of what goes on": lambda: bottleneck(base(), base_scale=0.1),
@@ -58,37 +54,6 @@ METHODS = {
     "now and then": lambda: ConsolidateEvery(OnlineEWC(Replay(base(), capacity=9)), samples=7),
 }
 every_method = pytest.mark.parametrize("name", METHODS)
-
-
-def windows(count, seed=0, gap=10.0, types=TYPES):
-    """Events of a chain of types: the next is often the one after the last."""
-    random = np.random.default_rng(seed)
-    found = []
-    for _ in range(count):
-        steps = random.choice(3, p=[0.1, 0.8, 0.1], size=LENGTH)
-        kinds = (random.integers(types) + steps.cumsum()) % types
-        gaps = random.exponential(gap, LENGTH)
-        gaps[0] = 0.0
-        found.append(Example(np.stack([gaps, kinds], axis=1).astype(np.float32), int(kinds[-1])))
-    return found
-
-
-def arrays(stream):
-    return torch.from_numpy(np.stack([e.features for e in stream])), torch.tensor([e.label for e in stream])
-
-
-def live(learner, stream, boundaries=()):
-    metrics = []
-    for number, example in enumerate(stream):
-        if number in boundaries:
-            learner.consolidate()
-        metrics.append(learner.learn_one(example))
-    return metrics
-
-
-def same(one, other):
-    assert one.keys() == other.keys()
-    assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
 # ---- every method
@@ -160,12 +125,6 @@ def test_finetuning_refreshes_the_head_of_intensities_and_distils_what_was_said_
     live(fresh, first)
     torch.testing.assert_close(fresh.said, said)
     assert fresh.said.shape == (3, TYPES)
-
-
-def test_event_models_have_no_linear_layers_to_change_by_low_rank():
-    for kind in ("nhp", "attnhp"):
-        with pytest.raises(ValueError, match="the network has no linear layer"):
-            RegLoRA(base(kind))
 
 
 # ---- the bottleneck on the history

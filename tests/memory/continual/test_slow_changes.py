@@ -28,15 +28,18 @@ def changed(rank=3, worlds=1, **settings):
 
 
 def test_a_layer_is_the_linear_one_until_it_changes():
-    linear = nn.Linear(5, 4)
-    layer, inputs = LowRank(linear, 2, 4.0), torch.randn(7, 5)
-    assert torch.equal(layer(inputs), linear(inputs))
-    layer.train_low_rank()
+    linear, inputs = nn.Linear(5, 4), torch.randn(7, 5)
+    before = linear(inputs)
+    change = LowRank(linear, 2, 4.0)
+    assert torch.equal(linear(inputs), before)
+    change.train_low_rank()
     with torch.no_grad():
-        layer.up.normal_()
-        layer.down.normal_()
-    expected = linear(inputs) + 2.0 * inputs @ (layer.up @ layer.down).T
-    torch.testing.assert_close(layer(inputs), expected)
+        change.up.normal_()
+        change.down.normal_()
+    expected = before + 2.0 * inputs @ (change.up @ change.down).T
+    torch.testing.assert_close(linear(inputs), expected)
+    trained = {name for name, weight in linear.named_parameters() if weight.requires_grad}
+    assert trained == {"up", "down", "bias"}
 
 
 def test_the_penalty_is_that_of_the_whole_product():
