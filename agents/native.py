@@ -16,6 +16,7 @@ from streamwise.agents.settings import StreamSettings
 from streamwise.agents.statistics import TransitionNormalizer
 from streamwise.agents.step_sizes import AdaptiveObGD, Intentional, ObGD, Rule
 from streamwise.kernels.stream_step import make_stream_step
+from streamwise.memory.bottleneck import BottleneckMemory, BottleneckRead
 from streamwise.memory.episode import EpisodeMemory, EpisodeRead
 from streamwise.memory.hcam import ChunkAttention
 from streamwise.memory.recurrent import RecurrentMemory, RecurrentRead
@@ -191,6 +192,7 @@ def native_step(
             "squared_deviation": statistics.squared_deviation.reshape(-1),
             "new_action": None,
             "memory": memory.native_settings() if isinstance(memory, EpisodeMemory) else None,
+            "books": memory.native_settings() if isinstance(memory, BottleneckMemory) else None,
             **{what: _describe(network, rule, samples, memory) for what, (network, rule) in networks.items()},
             **settings,
         }
@@ -214,13 +216,16 @@ def _describe(
 ) -> dict[str, Any]:
     if type(rule) not in (ObGD, AdaptiveObGD, Intentional):  # a subclass may compute anything
         raise UnsupportedError(f"there is no native kernel for the rule {type(rule).__name__}")
+    module = network.module
     description: dict[str, Any] = {
-        "layers": _layers(network.module, samples.observations.shape),
+        "layers": [_table(module, memory)]
+        if type(module) is BottleneckRead
+        else _layers(module, samples.observations.shape),
         "parameters": network.parameters,
         "trace": rule.trace,
     }
-    if type(network.module) is MemoryNetwork:
-        description |= _arrays(network.module.read, memory)
+    if type(module) is MemoryNetwork:
+        description |= _arrays(module.read, memory)
     if isinstance(rule, Intentional):
         description |= {
             "rule": "intentional",
@@ -242,6 +247,14 @@ def _describe(
             "epsilon": rule.epsilon,
         }
     return description
+
+
+def _table(read: BottleneckRead, memory: AgentMemory | None) -> tuple[Any, ...]:
+    """Describe a network that is a bottleneck. Raises UnsupportedError if its books are not the learner's."""
+    bottleneck = read.bottleneck
+    if not isinstance(memory, BottleneckMemory) or bottleneck.keys is not memory.books.keys:
+        raise UnsupportedError("a network looks up in other books than the learner's")
+    return ("bottleneck", memory.width, bottleneck.values.shape[2])
 
 
 def _arrays(read: nn.Module, memory: AgentMemory | None) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class StreamSettings:
     normalized. `train` adds it; in Python, make the environment with time_feature=True too."""
     network: NetworkKind = "published"
     """Hidden layers that fit the observation; or a table of values whose keys follow the observations at
-    first and then stay, so that an update moves only what was looked up (bottleneck; torch back end)."""
+    first and then stay, so that an update moves only what was looked up (bottleneck)."""
     hidden_size: int = 128
     """Units in each hidden layer (the Atari network's sizes are fixed)."""
     bottleneck_books: int = 64

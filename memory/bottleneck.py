@@ -20,7 +20,9 @@ learner's features for streaming reinforcement learning is ours.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -54,12 +56,18 @@ class BottleneckMemory:
         self.width, self.warm_up, self.dtype = width, warm_up, dtype
         self.sizes = {"books": books, "pairs": pairs, "key_width": key_width}
         self.books = self._bottleneck(0, seed)
-        self.seen = 0
         self._key = mix(seed & _MASK) >> 1
-        self._waiting: list[Tensor] = []
+        # Native code writes to these two as well.
+        self._waiting = torch.zeros(_BATCH, width, dtype=dtype)  # observations for the next move of the keys
+        self._counters = np.zeros(2, np.int64)  # observations seen, and how many of them are waiting
 
     def _bottleneck(self, outputs: int, seed: int) -> Bottleneck:
-        return Bottleneck(self.width, outputs, **self.sizes, decay=0.95, seed=seed & _MASK).to(self.dtype)
+        return _Books(self.width, outputs, **self.sizes, decay=0.95, seed=seed & _MASK).to(self.dtype)
+
+    @property
+    def seen(self) -> int:
+        """How many observations were looked at before the keys stayed."""
+        return int(self._counters[0])
 
     @property
     def is_frozen(self) -> bool:
@@ -77,37 +85,75 @@ class BottleneckMemory:
         """Look at an observation, [width]; while the keys move, they do so every few of them."""
         if self.is_frozen:
             return
-        self.seen += 1
-        self._waiting.append(item.clone())
-        if len(self._waiting) == _BATCH or self.is_frozen:
-            generator = torch.Generator().manual_seed(mix((self._key + self.seen) & _MASK))
-            self.books.move_keys(torch.stack(self._waiting), generator)
-            self._waiting = []
+        self._waiting[int(self._counters[1])] = item
+        self._counters += 1
+        count = int(self._counters[1])
+        if count == _BATCH or self.is_frozen:
+            self._counters[1] = 0
+            self.move_keys(count)
+
+    def move_keys(self, count: int) -> None:
+        """Make one step of the keys towards the first `count` observations that were waiting for it."""
+        generator = torch.Generator().manual_seed(mix((self._key + self.seen) & _MASK))
+        self.books.move_keys(self._waiting[:count], generator)
 
     def clear(self) -> None:
         """Forget nothing: keys are not of an episode."""
 
+    def native_settings(self) -> dict[str, Any]:
+        """Return the arrays as the native step takes them, and what it calls when the keys are to move."""
+        return {
+            "projection": self.books.projection.reshape(-1),
+            "keys": self.books.keys.reshape(-1),
+            "waiting": self._waiting.reshape(-1),
+            "counters": self._counters,
+            "shape": [*self.books.keys.shape, self.width, _BATCH],
+            "warm_up": self.warm_up,
+            "move_keys": self.move_keys,
+        }
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return the books, what waits to move them, and how far they are."""
         books = dict(self.books.named_buffers())
-        waiting = torch.stack(self._waiting) if self._waiting else torch.zeros(0, self.width)
         return {
             **{f"memory.{name}": books[name].clone() for name in _KEPT},
-            "memory.waiting": waiting.to(self.dtype),
+            "memory.waiting": self._waiting[: int(self._counters[1])].clone(),
             "memory.progress": torch.tensor([self.seen, self._key]),
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a state that `state_dict` gave. Raises ValueError for books of other sizes."""
         books = dict(self.books.named_buffers())
+        waiting = state["memory.waiting"]
         for name in _KEPT:
             given, expected = tuple(state[f"memory.{name}"].shape), tuple(books[name].shape)
             if given != expected:
                 raise ValueError(f"the bottleneck's {name} are {expected}, and the state's {given}.")
+        if len(waiting) >= _BATCH:
+            raise ValueError(
+                f"{len(waiting)} observations wait in the state; {_BATCH} would have moved the keys."
+            )
         for name in _KEPT:
             books[name].copy_(state[f"memory.{name}"])
-        self._waiting = list(state["memory.waiting"].clone())
-        self.seen, self._key = (int(number) for number in state["memory.progress"])
+        self._waiting[: len(waiting)] = waiting
+        seen, self._key = (int(number) for number in state["memory.progress"])
+        self._counters[:] = seen, len(waiting)
+
+
+class _Books(Bottleneck):
+    """Of keys that are equally near, the first is found, whatever the rounding.
+
+    Keys that few observations fall to are put where some were, two of them at times in the same place.
+    Torch's distances to many keys are made of products: which of two such keys is nearer is then a matter of
+    rounding, which no other back end repeats.
+    """
+
+    def nearest(self, heads: Tensor, among: Tensor | None = None) -> Tensor:
+        """Return j, [C, n], from differences of heads and keys."""
+        distances = torch.cdist(heads, self.keys, compute_mode="donot_use_mm_for_euclid_dist")
+        if among is not None:
+            distances = distances.masked_fill(~among[:, None], torch.inf)
+        return distances.argmin(2)
 
 
 class BottleneckRead(nn.Module):

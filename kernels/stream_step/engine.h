@@ -14,7 +14,7 @@ namespace streamwise {
 
 constexpr int64_t kMaxLayers = 32;  // of one network; agents/native.py says the same
 
-enum class LayerKind : int { read, recurrent, linear, convolution, layer_norm, leaky_relu, flatten };
+enum class LayerKind : int { read, recurrent, bottleneck, linear, convolution, layer_norm, leaky_relu, flatten };
 
 // One layer. Grids are [channel, position], so that flatten has nothing to do; only the input of the first layer may be
 // [position, channel] (`channels_last`), as MinAtar's grids are.
@@ -44,6 +44,18 @@ struct MemorySpec {
   int64_t random_reads = 0;     // of the chunks that are read, how many are any
   chunk_attention::Functions<float> of_float{};
   chunk_attention::Functions<double> of_double{};
+};
+
+// What bottlenecks look up by; memory/bottleneck.py says how it lies.
+struct BooksSpec {
+  const void* projection = nullptr;  // [books, width, key_width]
+  const void* keys = nullptr;        // [books, pairs, key_width], changed by `move`; null: no bottleneck
+  void* waiting = nullptr;           // [batch, width], changed in place: what the keys have not followed yet
+  int64_t* counters = nullptr;       // observations seen, and how many of them are waiting
+  int64_t books = 0, pairs = 0, key_width = 0, width = 0, batch = 0;
+  int64_t warm_up = 0;               // observations until the keys stay
+  void (*move)(void* mover, int64_t count) = nullptr;  // let the keys follow the first of what is waiting; may throw
+  void* mover = nullptr;
 };
 
 enum class RuleKind : int { obgd, adaptive_obgd, intentional };
@@ -83,6 +95,7 @@ struct LearnerSpec {
   LearnerKind kind;
   NetworkSpec value, policy;  // policy: stream_ac only
   MemorySpec memory;
+  BooksSpec books;
   PolicyKind policy_kind;
   int64_t actions;            // discrete actions, or the size of a continuous one
   int64_t observation_size, passthrough;

@@ -10,6 +10,7 @@
 #include "rules.inl"
 #include "memory.inl"
 #include "recurrent.inl"
+#include "bottleneck.inl"
 #include "network.inl"
 #include "samples.inl"
 #include "learners.inl"

@@ -30,7 +30,8 @@ class NativeLearner : public Learner {
       : spec(given),
         samples(given),
         memory(given.memory),
-        value(given.value, memory, scratch),
+        books(given.books),
+        value(given.value, memory, books, scratch),
         decay(given.discount * given.trace_decay) {
     now.allocate(samples.size);
     next.allocate(samples.size);
@@ -42,6 +43,7 @@ class NativeLearner : public Learner {
 
   void forget() override {
     samples.forget();
+    books.keys_changed();
     value.weights_changed();
     value_now.valid = value_next.valid = false;
   }
@@ -139,11 +141,12 @@ class NativeLearner : public Learner {
     next_value = both ? double(value.forward(next.data, value_next)[0]) : 0.0;
   }
 
-  bool remembers() const { return memory.present() || value.is_recurrent(); }
+  bool remembers() const { return memory.present() || books.present() || value.is_recurrent(); }
 
   // Remember x. What was computed of it stays what it was then.
   virtual void append(const T* x) {
     if (memory.present()) memory.append(x, samples.size);
+    if (books.present()) books.append(x);
     value.move_on(x, value_now);
   }
 
@@ -164,6 +167,7 @@ class NativeLearner : public Learner {
   Samples samples;
   Scratch<T> scratch;
   Memory<T> memory;
+  Books<T> books;
   Network<T> value;
   const double decay;
   Array<T> now, next, looked_at, value_delta;
@@ -176,7 +180,8 @@ class NativeAC final : public NativeLearner<T> {
   using Base = NativeLearner<T>;
   using Base::spec, Base::state, Base::decay, Base::value;
 
-  explicit NativeAC(const LearnerSpec& given) : Base(given), policy(given.policy, this->memory, this->scratch) {
+  explicit NativeAC(const LearnerSpec& given)
+      : Base(given), policy(given.policy, this->memory, this->books, this->scratch) {
     policy.prepare(policy_now);
     policy_delta.allocate(policy.outputs());
     per_action.allocate(spec.actions);

@@ -137,7 +137,7 @@ T layer_entry(const nb::tuple& entry, size_t at, size_t layer) {
 
 // Read the layers and check that each fits the one before it: the engine itself checks nothing.
 std::vector<LayerSpec> read_layers(const nb::list& described, int64_t inputs, const MemorySpec& memory,
-                                   int64_t& parameters) {
+                                   const BooksSpec& books, int64_t& parameters) {
   std::vector<LayerSpec> layers;
   parameters = 0;
   int64_t current = inputs;
@@ -180,6 +180,13 @@ std::vector<LayerSpec> read_layers(const nb::list& described, int64_t inputs, co
       layer.features = number(2);
       parameters += times(3 * layer.features, current + layer.features + 2, index);
       layer.outputs = current + layer.features;
+    } else if (kind == "bottleneck") {
+      if (described.size() != 1) refuse_layer(index, "a bottleneck is all of a network");
+      if (books.keys == nullptr) refuse_layer(index, "there are no keys to look up by");
+      layer.kind = LayerKind::bottleneck;
+      if (number(1) != current) refuse_layer(index, "takes another number of inputs than come");
+      layer.outputs = number(2);
+      parameters += times(times(books.books, books.pairs, index), layer.outputs, index);
     } else if (kind == "channels_last") {
       if (index != 0) refuse_layer(index, "channels_last is only for the input");
       channels_last = true;
@@ -211,12 +218,14 @@ std::vector<LayerSpec> read_layers(const nb::list& described, int64_t inputs, co
     }
     // Only these can do without a place for d objective / d input, which the first layer has none of.
     const bool has_weights = layer.kind == LayerKind::linear || layer.kind == LayerKind::convolution ||
-                             layer.kind == LayerKind::read || layer.kind == LayerKind::recurrent;
+                             layer.kind == LayerKind::read || layer.kind == LayerKind::recurrent ||
+                             layer.kind == LayerKind::bottleneck;
     if (layers.empty() && !has_weights) refuse_layer(index, "the first layer must be linear, a convolution, or what reads a memory");
     current = layer.outputs;
     layers.push_back(layer);
   }
-  if (layers.empty() || layers.back().kind != LayerKind::linear) refuse_layer(described.size(), "the last must be linear");
+  if (layers.empty() || (layers.back().kind != LayerKind::linear && layers.back().kind != LayerKind::bottleneck))
+    refuse_layer(described.size(), "the last must be linear");
   return layers;
 }
 
@@ -308,6 +317,7 @@ class StreamStep {
     spec_.squared_deviation = static_cast<double*>(hold(given, "squared_deviation", nb::dtype<double>(), features));
 
     read_memory(get<nb::object>(given, "memory"), dtype, instruction_set);
+    read_books(get<nb::object>(given, "books"), dtype);
     std::vector<LayerSpec> value_layers, policy_layers;
     read_network(get<nb::dict>(given, "value"), "value", dtype, spec_.value, value_layers);
     spec_.actions = 1;
@@ -530,7 +540,7 @@ class StreamStep {
   void read_network(const nb::dict& from, const std::string& name, nb::dlpack::dtype dtype, NetworkSpec& network,
                     std::vector<LayerSpec>& layers) {
     int64_t count = 0;
-    layers = read_layers(get<nb::list>(from, "layers"), spec_.observation_size, spec_.memory, count);
+    layers = read_layers(get<nb::list>(from, "layers"), spec_.observation_size, spec_.memory, spec_.books, count);
     network.layers = layers.data();
     network.layer_count = int64_t(layers.size());
     network.rule = read_rule(from);
@@ -568,10 +578,34 @@ class StreamStep {
     memory.of_double = chunk_attention::double_functions(instruction_set.c_str());
   }
 
+  void read_books(const nb::object& given, nb::dlpack::dtype dtype) {
+    if (given.is_none()) return;
+    const nb::dict from = nb::cast<nb::dict>(given);
+    BooksSpec& books = spec_.books;
+    const auto shape = get<std::vector<int64_t>>(from, "shape");
+    if (shape.size() != 5 || shape[3] != spec_.observation_size)
+      throw nb::value_error("books.shape must be [books, pairs, key_width, width, batch], as wide as an observation");
+    for (const int64_t side : shape)
+      if (side < 1 || side > kLargestSize) throw nb::value_error("books.shape is out of range");
+    books.books = shape[0], books.pairs = shape[1], books.key_width = shape[2], books.width = shape[3], books.batch = shape[4];
+    if (books.books > kLargestSize / books.key_width) throw nb::value_error("books.shape is out of range");
+    books.projection = hold(from, "projection", dtype, books.books * books.key_width * books.width);
+    books.keys = hold(from, "keys", dtype, books.books * books.key_width * books.pairs);
+    books.waiting = hold(from, "waiting", dtype, books.batch * books.width);
+    books.counters = static_cast<int64_t*>(hold(from, "counters", nb::dtype<int64_t>(), 2));
+    books.warm_up = get<int64_t>(from, "warm_up");
+    move_keys_ = get<nb::object>(from, "move_keys");
+    books.mover = this;
+    books.move = [](void* mover, int64_t count) {
+      const nb::gil_scoped_acquire acquire;
+      static_cast<StreamStep*>(mover)->move_keys_(count);
+    };
+  }
+
   LearnerSpec spec_{};
   std::vector<int64_t> shape_, action_shape_;
   std::vector<nb::ndarray<>> held_;
-  nb::object new_action_;
+  nb::object new_action_, move_keys_;
   nb::object numpy_integer_ = nb::module_::import_("numpy").attr("integer");
   std::vector<std::pair<nb::object, double StepMetrics::*>> metrics_;  // what an update reports, by name
   bool taken_ = false;

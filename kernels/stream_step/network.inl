@@ -8,7 +8,8 @@ struct Activations {
   Array<T> output[kMaxLayers];
   T deviation[kMaxLayers];       // layer_norm: 1 / sqrt(variance + eps)
   Reading<T> reading;            // read, and
-  Recurrence<T> recurrence;      // recurrent, which only the first layer may be
+  Recurrence<T> recurrence;      // recurrent, and
+  Look<T> look;                  // bottleneck, which only the first layer may be
   bool valid = false;
 };
 
@@ -28,7 +29,7 @@ struct Scratch {
 template <class T>
 class Network {
  public:
-  Network(const NetworkSpec& spec, const Memory<T>& memory, Scratch<T>& scratch)
+  Network(const NetworkSpec& spec, const Memory<T>& memory, Books<T>& books, Scratch<T>& scratch)
       : parameters_(static_cast<T*>(spec.parameters)),
         trace_(static_cast<T*>(spec.trace)),
         second_moment_(static_cast<T*>(spec.second_moment)),
@@ -48,6 +49,10 @@ class Network {
         recurrent_.prepare(layer, static_cast<T*>(spec.hidden));
         offset += recurrent_.parameter_count();
       }
+      if (layer.kind == LayerKind::bottleneck) {
+        table_.prepare(layer, books);
+        offset += table_.parameter_count();
+      }
       if (layer.kind == LayerKind::linear) offset += layer.outputs * (layer.inputs + 1);
       if (layer.kind == LayerKind::convolution) {
         convolution_[l].prepare(layer);
@@ -65,6 +70,7 @@ class Network {
     for (int64_t l = 0; l < count_; ++l) a.output[l].allocate(layers_[l].outputs);
     if (layers_[0].kind == LayerKind::read) read_.prepare(a.reading);
     if (layers_[0].kind == LayerKind::recurrent) recurrent_.prepare(a.recurrence);
+    if (layers_[0].kind == LayerKind::bottleneck) table_.prepare(a.look);
   }
 
   bool is_recurrent() const { return layers_[0].kind == LayerKind::recurrent; }
@@ -191,6 +197,9 @@ class Network {
       case LayerKind::recurrent:
         recurrent_.forward(parameters_ + offset_[l], x, y, a.recurrence);
         break;
+      case LayerKind::bottleneck:
+        table_.forward(parameters_ + offset_[l], x, y, a.look);
+        break;
       case LayerKind::linear: {
         const T* weight = parameters_ + offset_[l];
         affine(weight, weight + layer.outputs * layer.inputs, x, y, layer.outputs, layer.inputs);
@@ -230,6 +239,9 @@ class Network {
         break;
       case LayerKind::recurrent:
         recurrent_.backward(dy, a.recurrence);
+        break;
+      case LayerKind::bottleneck:
+        table_.backward(dy);
         break;
       case LayerKind::linear:
         if (dx) affine_backward(parameters_ + offset_[l], dy, dx, layer.outputs, layer.inputs);
@@ -288,6 +300,10 @@ class Network {
         at(start + recurrent_.hidden_weights(), recurrent_.before.data, recurrent_.delta_hidden.data, 3 * n, n);
         at(start + recurrent_.input_biases(), recurrent_.delta_input.data, nullptr, 1, 3 * n);
         at(start + recurrent_.hidden_biases(), recurrent_.delta_hidden.data, nullptr, 1, 3 * n);
+      } else if (layer.kind == LayerKind::bottleneck) {
+        table_.each_piece(a.look, [&](int64_t first, const T* gradient, int64_t n) {
+          at(offset_[l] + first, gradient, nullptr, 1, n);
+        });
       } else if (layer.kind == LayerKind::convolution || layer.kind == LayerKind::read) {
         const Array<T>& whole = layer.kind == LayerKind::read ? read_.gradient : convolution_[l].gradient;
         const T* gradient = whole.data;
@@ -338,5 +354,6 @@ class Network {
   Array<T> delta_[kMaxLayers];  // d objective / d output of each layer
   Read<T> read_;
   Recurrent<T> recurrent_;
+  Table<T> table_;
   Convolution<T> convolution_[kMaxLayers];
 };

@@ -1,4 +1,7 @@
-"""Agents whose network is a key-value bottleneck: what they look up, what an update writes, what stays."""
+"""Agents whose network is a key-value bottleneck: what they look up, what an update writes, what stays.
+
+In torch, the definition; test_native_bottleneck.py holds the native step against it.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from agents_support import (
+    BACKENDS,
     BOX_ACTIONS,
     DISCRETE_ACTIONS,
     FEATURES,
@@ -41,7 +45,7 @@ EVERY_LEARNER = pytest.mark.parametrize(
 )
 
 
-def make(name, actions, *, seed=0, warm_up=0, **changes):
+def make(name, actions, *, seed=0, warm_up=0, backend="torch", **changes):
     kind = AGENTS[name]
     config = kind.Config(
         network="bottleneck",
@@ -51,7 +55,7 @@ def make(name, actions, *, seed=0, warm_up=0, **changes):
         bottleneck_warm_up=warm_up,
         **changes,
     )
-    return kind(OBSERVATIONS, actions, config, seed=seed)
+    return kind(OBSERVATIONS, actions, config, seed=seed, backend=backend)
 
 
 def parameters(agent):
@@ -75,7 +79,6 @@ def nearest(state, observation):
 @EVERY_LEARNER
 def test_outputs_are_zero_at_first(name, actions):
     agent = make(name, actions)
-    assert agent.native is None
     assert agent.memory.is_frozen
     assert not any(tensor.any() for tensor in parameters(agent).values())
 
@@ -188,14 +191,15 @@ def test_other_seeds_look_at_other_things():
 # --- going on ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @EVERY_LEARNER
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(before=st.integers(0, 160), after=st.integers(1, 80))
-def test_an_agent_goes_on_from_any_step_bit_for_bit(name, actions, before, after):
-    agent, world = make(name, actions, seed=3, warm_up=100), World()
+def test_an_agent_goes_on_from_any_step_bit_for_bit(name, actions, backend, before, after):
+    agent, world = make(name, actions, seed=3, warm_up=100, backend=backend), World()
     live(agent, world, before)
     state, elsewhere = agent.state_dict(), fork(world)
-    resumed = make(name, actions, seed=8, warm_up=100)
+    resumed = make(name, actions, seed=8, warm_up=100, backend=backend)
     live(resumed, World(5), 30)
     resumed.load_state_dict(state)
     shown = live(agent, world, after)
@@ -208,7 +212,7 @@ def test_a_saved_agent_has_its_keys(tmp_path):
     agent, world = make("stream-q", DISCRETE_ACTIONS, seed=3, warm_up=100), World()
     live(agent, world, 90)
     save(agent, tmp_path / "agent")
-    resumed, elsewhere = load(tmp_path / "agent"), fork(world)
+    resumed, elsewhere = load(tmp_path / "agent", backend="torch"), fork(world)
     assert live(resumed, elsewhere, 60) == live(agent, world, 60)
     assert bits(resumed) == bits(agent)
 
@@ -229,7 +233,8 @@ def test_nothing_is_drawn_from_torchs_generator():
 # --- learning ----------------------------------------------------------------------------------------------
 
 
-def test_q_learning_in_a_bottleneck_solves_a_corridor():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_q_learning_in_a_bottleneck_solves_a_corridor(backend):
     """Ten places in a row, the last one pays: the greedy policy walks straight there; at first it did not."""
     config = StreamQ.Config(
         network="bottleneck",
@@ -239,7 +244,8 @@ def test_q_learning_in_a_bottleneck_solves_a_corridor():
         exploration_steps=2_000,
         discount=0.9,
     )
-    agent = StreamQ(spaces.Box(0.0, 1.0, (10,), np.float32), spaces.Discrete(2), config)
+    space = spaces.Box(0.0, 1.0, (10,), np.float32)
+    agent = StreamQ(space, spaces.Discrete(2), config, backend=backend)
     place, eye = 0, np.eye(10, dtype=np.float32)
     for step in range(3_000):
         if step == 300:
@@ -292,12 +298,10 @@ def test_settings_that_cannot_be_are_refused_in_one_line(changes, complaint):
     assert "\n" not in str(refused.value)
 
 
-def test_a_bottleneck_beside_another_network_or_natively_or_of_no_size_is_refused():
+def test_a_bottleneck_beside_another_network_or_of_no_size_is_refused():
     config = StreamACConfig(network="bottleneck")
     with pytest.raises(UsageError, match="network is 'bottleneck', and another is given"):
         StreamAC(OBSERVATIONS, BOX_ACTIONS, config, network=lambda outputs: nn.Linear(FEATURES, outputs))
-    with pytest.raises(UsageError, match="no native kernel for BottleneckRead"):
-        StreamAC(OBSERVATIONS, BOX_ACTIONS, config, backend="native")
     with pytest.raises(UsageError, match="bottleneck_books is 100000000000, of 64 keys of 8 numbers"):
         StreamAC(
             OBSERVATIONS, BOX_ACTIONS, StreamACConfig(network="bottleneck", bottleneck_books=10**11)

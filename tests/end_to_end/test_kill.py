@@ -62,10 +62,10 @@ def test_a_killed_run_remembers_what_one_that_never_was_does(tmp_path, memory, a
             ("--finetune-every=70", "--finetune-capacity=200"),
         ),
         (
-            "MinAtar/Sequence-v0?games=Breakout,Asterix&every=200",
+            "MinAtar/Sequence-v0?games=Breakout,Asterix&every=2000",
             "stream-q",
-            900,
-            ("--network=bottleneck", "--bottleneck-books=8", "--bottleneck-warm-up=300"),
+            9_000,
+            ("--network=bottleneck", "--bottleneck-books=8", "--bottleneck-warm-up=3000"),
         ),
     ],
 )
