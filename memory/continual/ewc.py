@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from streamwise.memory.continual.wrapped import Trainable, Wrapped
+from streamwise.streams import UsageError
 
 __all__ = ["OnlineEWC"]
 
@@ -40,7 +41,7 @@ class OnlineEWC(Wrapped):
         if strength < 0.0 or not 0.0 <= decay <= 1.0:
             raise ValueError(f"strength is {strength}, decay {decay}; use 0 or more, and 0 to 1.")
         self.strength, self.limit, self.decay = strength, limit, decay
-        weights = dict(self._weights())
+        weights = dict(self.network.named_parameters())  # some of which may be trained later
         self.importance = {name: torch.zeros_like(weight) for name, weight in weights.items()}  # F
         self.anchor = {name: weight.detach().clone() for name, weight in weights.items()}  # θ*
         self._squares = {name: torch.zeros_like(weight) for name, weight in weights.items()}
@@ -49,7 +50,14 @@ class OnlineEWC(Wrapped):
         self.objective = self._held
 
     def _weights(self) -> list[tuple[str, Tensor]]:
-        return [(name, weight) for name, weight in self.network.named_parameters() if weight.requires_grad]
+        found = [(name, weight) for name, weight in self.network.named_parameters() if weight.requires_grad]
+        for name, _ in found:
+            if name not in self.importance:
+                raise UsageError(
+                    f"'ewc' holds weights that were there when it was put around the learner, and {name!r} "
+                    "was not; name it after what changes the network."
+                )
+        return found
 
     def penalty(self) -> Tensor:
         """Return the pull, a scalar."""
@@ -65,9 +73,11 @@ class OnlineEWC(Wrapped):
     def _held(self, inputs: Tensor, targets: Tensor) -> Tensor:
         loss = self.plain(inputs, targets)
         weights = self._weights()
-        gradients = torch.autograd.grad(loss, [weight for _, weight in weights], retain_graph=True)
+        of = [weight for _, weight in weights]
+        gradients = torch.autograd.grad(loss, of, retain_graph=True, allow_unused=True)
         for (name, _), gradient in zip(weights, gradients, strict=True):
-            self._squares[name] += len(inputs) * gradient.square()
+            if gradient is not None:
+                self._squares[name] += len(inputs) * gradient.square()
         self._batches += 1
         return loss + self.penalty()
 

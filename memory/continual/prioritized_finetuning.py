@@ -121,8 +121,12 @@ class PrioritizedFinetuning(Wrapped):
             if self.distillation:
                 outputs = self.network(self.reservoir.inputs[rows])
                 loss = loss + self.distillation * (outputs - self.said[rows]).square().mean()
-            for weight, gradient in zip(moving, torch.autograd.grad(loss, moving), strict=True):
-                weight.data.sub_(self.step_size * gradient)
+            if not loss.requires_grad:  # nothing that is asked now is trained
+                break
+            gradients = torch.autograd.grad(loss, moving, allow_unused=True)
+            for weight, gradient in zip(moving, gradients, strict=True):
+                if gradient is not None:
+                    weight.data.sub_(self.step_size * gradient)
         self.network.train(was_training)
         self.rounds += 1
 

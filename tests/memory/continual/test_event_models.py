@@ -16,10 +16,12 @@ from streamwise.memory.continual.consolidation import ConsolidateEvery
 from streamwise.memory.continual.ewc import OnlineEWC
 from streamwise.memory.continual.prioritized_finetuning import PrioritizedFinetuning, sensitive_modules
 from streamwise.memory.continual.reg_lora import RegLoRA
+from streamwise.memory.continual.regime_adapters import RegimeAdapters
 from streamwise.memory.continual.replay import Replay
 from streamwise.memory.continual.state_bottleneck import StateBottleneck
 from streamwise.memory.continual.type_relations import TypeRelations
 from streamwise.runs.continual_metrics import lost_on_leaving
+from streamwise.streams import UsageError
 from streamwise.streams.regimes import regime_stream
 
 
@@ -264,6 +266,12 @@ def test_most_keys_are_in_use_where_they_have_been():
     states = learner.model.encodings(learner.network.sequences(arrays(windows(60))[0]))[:, 1:].flatten(0, 1)
     hit = nn.functional.one_hot(found.nearest(found.heads(states)), 8).sum(1)
     assert (hit > 0).float().mean() >= 0.9
+
+
+def test_weights_that_came_after_it_are_not_for_ewc_to_hold():
+    learner = RegimeAdapters(OnlineEWC(base()))
+    with pytest.raises(UsageError, match="name it after what changes the network"):
+        live(learner, windows(3))
 
 
 def test_what_is_no_model_of_events_is_refused():

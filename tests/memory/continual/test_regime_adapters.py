@@ -7,38 +7,21 @@ import math
 import numpy as np
 import pytest
 import torch
+from event_worlds import LENGTH, TYPES, arrays, base, live, same, windows
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_methods import arrays, live, same
 
 from streamwise.agents.classifier import Classifier
 from streamwise.agents.tpp_training import SCORING
 from streamwise.agents.window_tpp import WindowTPP, WindowTPPConfig
+from streamwise.memory.continual.ewc import OnlineEWC
+from streamwise.memory.continual.prioritized_finetuning import PrioritizedFinetuning
 from streamwise.memory.continual.regime_adapters import RegimeAdapters, log_posteriors
 from streamwise.memory.continual.replay import Replay
 from streamwise.runs.continual_metrics import lost_on_leaving
-from streamwise.streams import Example
 from streamwise.streams.regimes import regime_stream
 
-TYPES, LENGTH = 3, 5
 GAPS = 10.0, 1.0, 100.0  # of three regimes, in seconds
-
-
-def base(kind="nhp", batch_size=3, **changes):
-    sizes = {"width": 4, "length": LENGTH, "unit": 10.0}
-    return WindowTPP(TYPES, WindowTPPConfig(**{"base": kind, "batch_size": batch_size, **sizes, **changes}))
-
-
-def windows(count, seed=0, gap=10.0):
-    """Events at random, whose types are often in turn."""
-    random = np.random.default_rng(seed)
-    found = []
-    for _ in range(count):
-        kinds = (random.integers(TYPES) + random.choice(3, p=[0.1, 0.8, 0.1], size=LENGTH).cumsum()) % TYPES
-        gaps = random.exponential(gap, LENGTH)
-        gaps[0] = 0.0
-        found.append(Example(np.stack([gaps, kinds], axis=1).astype(np.float32), int(kinds[-1])))
-    return found
 
 
 def adapted(kind="nhp", changes=None, **settings):
@@ -55,6 +38,10 @@ METHODS = {
     "adapters after a context": lambda: adapted(changes={"context": 3}),
     "replay in them": lambda: RegimeAdapters(Replay(base(), capacity=9, count=3), rank=2, most=3),
     "replay around them": lambda: Replay(adapted(), capacity=9, count=3),
+    "ewc around them": lambda: OnlineEWC(adapted()),
+    "finetuning around them": lambda: PrioritizedFinetuning(
+        adapted(), capacity=9, every=3, steps=2, final_steps=3, batch_size=4, step_size=0.02, modules=("",)
+    ),
 }
 every_method = pytest.mark.parametrize("name", METHODS)
 both = pytest.mark.parametrize("kind", ["nhp", "attnhp"])
