@@ -50,7 +50,9 @@ class OnlineEWC(Wrapped):
         self.objective = self._held
 
     def _weights(self) -> list[tuple[str, Tensor]]:
-        found = [(name, weight) for name, weight in self.network.named_parameters() if weight.requires_grad]
+        found: list[tuple[str, Tensor]] = [
+            (name, weight) for name, weight in self.network.named_parameters() if weight.requires_grad
+        ]
         for name, _ in found:
             if name not in self.importance:
                 raise UsageError(
