@@ -342,7 +342,7 @@ class Worker:
         self.done = 0
         try:
             return run_unit(unit, self.spec, self.directory, on_look)
-        except (DivergedError, CheckpointError, UsageError, OSError) as error:
+        except (DivergedError, CheckpointError, ValueError, OSError) as error:
             return " ".join(str(error).split())
 
     def progress(self) -> int:

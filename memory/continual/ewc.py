@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from streamwise.memory.continual.wrapped import Trainable, Wrapped
-from streamwise.streams import UsageError
 
 __all__ = ["OnlineEWC"]
 
@@ -55,7 +54,7 @@ class OnlineEWC(Wrapped):
         ]
         for name, _ in found:
             if name not in self.importance:
-                raise UsageError(
+                raise ValueError(
                     f"'ewc' holds weights that were there when it was put around the learner, and {name!r} "
                     "was not; name it after what changes the network."
                 )

@@ -21,7 +21,6 @@ from streamwise.memory.continual.replay import Replay
 from streamwise.memory.continual.state_bottleneck import StateBottleneck
 from streamwise.memory.continual.type_relations import TypeRelations
 from streamwise.runs.continual_metrics import lost_on_leaving
-from streamwise.streams import UsageError
 from streamwise.streams.regimes import regime_stream
 
 
@@ -270,7 +269,7 @@ def test_most_keys_are_in_use_where_they_have_been():
 
 def test_weights_that_came_after_it_are_not_for_ewc_to_hold():
     learner = RegimeAdapters(OnlineEWC(base()))
-    with pytest.raises(UsageError, match="name it after what changes the network"):
+    with pytest.raises(ValueError, match="name it after what changes the network"):
         live(learner, windows(3))
 
 
