@@ -85,9 +85,7 @@ class MethodSpec:
         known = [str(settings["inputs"]) for name, settings in self.around if settings.get("inputs")]
         words = {"all": "inputs of all experiences", "first": "inputs of the first"}
         told = [words[inputs] for inputs in known]
-        uses = [
-            AROUND[name].consolidates and settings.get("final_steps") != 0 for name, settings in self.around
-        ]
+        uses = [AROUND[name].consolidates(settings) for name, settings in self.around]
         if any(uses) and self.consolidate == "boundaries":
             told.append("boundaries")
         return ", ".join(told)
@@ -158,15 +156,15 @@ def world_of(url: str) -> World:
 class Around:
     """Something to put around a learner.
 
-    make: of a learner, the stream and a seed, with settings by name. consolidates: whether it has a use for
-    `consolidate`. of: where the settings' names, types and defaults are read from. beforehand: settings that
-    `make` takes and `of` does not, with their types: of what is done before the stream begins. units: the
-    worlds, by the unit of their scores, whose learners it goes around.
+    make: of a learner, the stream and a seed, with settings by name. consolidates: whether, with its
+    settings, it has a use for `consolidate`. of: where the settings' names, types and defaults are read from.
+    beforehand: settings that `make` takes and `of` does not, with their types: of what is done before the
+    stream begins. units: the worlds, by the unit of their scores, whose learners it goes around.
     """
 
     make: Callable[..., Any]
     of: Callable[..., Any]
-    consolidates: bool = False
+    consolidates: Callable[[Settings], bool] = lambda _: False
     beforehand: tuple[tuple[str, Any], ...] = ()
     units: tuple[str, ...] = ("accuracy",)
 
@@ -216,17 +214,28 @@ def _bottleneck(
 
 
 _ANY = ("accuracy", "nats")
+
+
+def _yes(_: Settings) -> bool:
+    return True
+
+
 AROUND = {
     "replay": Around(_plain(Replay), Replay, units=_ANY),
-    "ewc": Around(_plain(OnlineEWC), OnlineEWC, consolidates=True, units=_ANY),
-    "finetuning": Around(_plain(PrioritizedFinetuning), PrioritizedFinetuning, consolidates=True, units=_ANY),
-    "regime-adapters": Around(_plain(RegimeAdapters), RegimeAdapters, consolidates=True, units=("nats",)),
-    "state-bottleneck": Around(_plain(StateBottleneck), StateBottleneck, consolidates=True, units=("nats",)),
-    "type-relations": Around(_plain(TypeRelations), TypeRelations, consolidates=True, units=("nats",)),
+    "ewc": Around(_plain(OnlineEWC), OnlineEWC, consolidates=_yes, units=_ANY),
+    "finetuning": Around(
+        _plain(PrioritizedFinetuning),
+        PrioritizedFinetuning,
+        consolidates=lambda settings: settings.get("final_steps") != 0,
+        units=_ANY,
+    ),
+    "regime-adapters": Around(_plain(RegimeAdapters), RegimeAdapters, consolidates=_yes, units=("nats",)),
+    "state-bottleneck": Around(_plain(StateBottleneck), StateBottleneck, consolidates=_yes, units=("nats",)),
+    "type-relations": Around(_plain(TypeRelations), TypeRelations, consolidates=_yes, units=("nats",)),
     "view-batch": Around(_plain(ViewBatch), ViewBatch),
-    "relation-distillation": Around(_relations, RelationDistillation, consolidates=True),
-    "model-surgery": Around(_plain(ModelSurgery), ModelSurgery, consolidates=True),
-    "reg-lora": Around(_plain(RegLoRA), RegLoRA, consolidates=True, units=_ANY),
+    "relation-distillation": Around(_relations, RelationDistillation, consolidates=_yes),
+    "model-surgery": Around(_plain(ModelSurgery), ModelSurgery, consolidates=_yes),
+    "reg-lora": Around(_plain(RegLoRA), RegLoRA, consolidates=_yes, units=_ANY),
     "answer-styles": Around(_styles, AnswerStyles),
     "compression-memory": Around(
         _compressed, CompressionMemory, beforehand=(("inputs", Literal["all", "first"]), ("episodes", int))

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from streamwise.memory.continual.draws import generator_of
 from streamwise.memory.continual.view_batch import views_of
-from streamwise.memory.continual.wrapped import Trainable, Wrapped
+from streamwise.memory.continual.wrapped import Trainable, Wrapped, teacher_from, teacher_state
 
 __all__ = ["Prototypes", "RelationDistillation", "relation_loss", "supervised_contrast"]
 
@@ -172,16 +172,9 @@ class RelationDistillation(Wrapped):
 
     def own_state(self) -> dict[str, Tensor]:
         """Return the window and the teacher; encoder and prototypes are in the network."""
-        state = {"recent": self.recent.clone(), "labels": self.labels.clone()}
-        teacher = {} if self.teacher is None else self.teacher.state_dict()
-        return {**state, **{f"teacher.{name}": value.clone() for name, value in teacher.items()}}
+        return {"recent": self.recent.clone(), "labels": self.labels.clone(), **teacher_state(self.teacher)}
 
     def load_own_state(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a state that `own_state` gave."""
         self.recent, self.labels = state["recent"].clone(), state["labels"].clone()
-        start = "teacher."
-        teacher = {key.removeprefix(start): x for key, x in state.items() if key.startswith(start)}
-        self.teacher = None
-        if teacher:
-            self.teacher = copy.deepcopy(self.model).requires_grad_(False)
-            self.teacher.load_state_dict(teacher)
+        self.teacher = teacher_from(state, self.model)

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from streamwise.memory.continual.relation_distillation import relation_loss, supervised_contrast
-from streamwise.memory.continual.wrapped import Trainable, Wrapped
+from streamwise.memory.continual.wrapped import Trainable, Wrapped, teacher_from, teacher_state
 
 __all__ = ["TypeRelations", "resemblances", "states_before"]
 
@@ -136,19 +136,9 @@ class TypeRelations(Wrapped):
 
     def own_state(self) -> dict[str, Tensor]:
         """Return the teacher, and which types have come; what is trained is in the network."""
-        teacher = {} if self.teacher is None else self.teacher.state_dict()
-        return {
-            "came": self.came.clone(),
-            "known": self.known.clone(),
-            **{f"teacher.{name}": value.clone() for name, value in teacher.items()},
-        }
+        return {"came": self.came.clone(), "known": self.known.clone(), **teacher_state(self.teacher)}
 
     def load_own_state(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a state that `own_state` gave."""
         self.came, self.known = state["came"].clone(), state["known"].clone()
-        start = "teacher."
-        teacher = {key.removeprefix(start): x for key, x in state.items() if key.startswith(start)}
-        self.teacher = None
-        if teacher:
-            self.teacher = copy.deepcopy(self.model).requires_grad_(False)
-            self.teacher.load_state_dict(teacher)
+        self.teacher = teacher_from(state, self.model)

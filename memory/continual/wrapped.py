@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-__all__ = ["Objective", "Trainable", "Wrapped"]
+__all__ = ["Objective", "Trainable", "Wrapped", "teacher_from", "teacher_state"]
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 """The loss of a batch, a scalar to descend, as a function of inputs [n, ...] and targets [n, ...]."""
@@ -132,3 +133,20 @@ class Wrapped:
         self.learner.load_state_dict(
             {key: value for key, value in state.items() if not key.startswith(prefix)}
         )
+
+
+def teacher_state(teacher: nn.Module | None) -> dict[str, Tensor]:
+    """Return the part of a state that holds a copy of a network as it once was; nothing if there is none."""
+    found = {} if teacher is None else teacher.state_dict()
+    return {f"teacher.{name}": value.clone() for name, value in found.items()}
+
+
+def teacher_from(state: Mapping[str, Tensor], network: nn.Module) -> Any:
+    """Return the copy that `teacher_state` gave, of the network's shape; None if there was none."""
+    start = "teacher."
+    found = {key.removeprefix(start): x for key, x in state.items() if key.startswith(start)}
+    if not found:
+        return None
+    teacher = copy.deepcopy(network).requires_grad_(False)
+    teacher.load_state_dict(found)
+    return teacher

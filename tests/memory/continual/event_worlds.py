@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from streamwise.agents.window_tpp import WindowTPP, WindowTPPConfig
 from streamwise.streams import Example
@@ -29,21 +28,3 @@ def windows(count, seed=0, gap=10.0, types=TYPES):
         gaps[0] = 0.0
         found.append(Example(np.stack([gaps, kinds], axis=1).astype(np.float32), int(kinds[-1])))
     return found
-
-
-def arrays(stream):
-    return torch.from_numpy(np.stack([e.features for e in stream])), torch.tensor([e.label for e in stream])
-
-
-def live(learner, stream, boundaries=()):
-    metrics = []
-    for number, example in enumerate(stream):
-        if number in boundaries:
-            learner.consolidate()
-        metrics.append(learner.learn_one(example))
-    return metrics
-
-
-def same(one, other):
-    assert one.keys() == other.keys()
-    assert [name for name in one if not torch.equal(one[name], other[name])] == []

@@ -9,8 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from living import arrays, live, same
 from scipy import stats
-from test_methods import CLASSES, FEATURES, arrays, base, examples, live, same
+from test_methods import CLASSES, FEATURES, base, examples
 from torch import nn
 
 from streamwise.memory.continual.answer_style import (

@@ -9,7 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_methods import base, examples, live, same
+from living import live, same
+from test_methods import base, examples
 
 from streamwise.memory.continual.consolidation import ConsolidateAtDrift, ConsolidateEvery
 from streamwise.memory.continual.ewc import OnlineEWC

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from event_worlds import LENGTH, TYPES, arrays, base, live, same, windows
+from event_worlds import LENGTH, TYPES, base, windows
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from living import arrays, live, same
 from torch import nn
 
 from streamwise.agents.classifier import Classifier

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from living import arrays, live, same
 from scipy import stats
 from torch import nn
 
@@ -83,24 +84,6 @@ def examples(count, seed=0, classes=range(CLASSES)):
     labels = random.choice(list(classes), size=count)
     features = 0.5 * random.standard_normal((count, FEATURES)) + np.eye(CLASSES, FEATURES)[labels]
     return [Example(x.astype(np.float32), int(y)) for x, y in zip(features, labels, strict=True)]
-
-
-def arrays(stream):
-    return torch.from_numpy(np.stack([e.features for e in stream])), torch.tensor([e.label for e in stream])
-
-
-def live(learner, stream, boundaries=()):
-    metrics = []
-    for number, example in enumerate(stream):
-        if number in boundaries:
-            learner.consolidate()
-        metrics.append(learner.learn_one(example))
-    return metrics
-
-
-def same(one, other):
-    assert one.keys() == other.keys()
-    assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
 # ---- every method

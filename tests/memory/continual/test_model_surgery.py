@@ -7,7 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_methods import CLASSES, FEATURES, arrays, base, examples, live, same
+from living import arrays, live, same
+from test_methods import CLASSES, FEATURES, base, examples
 from torch import nn
 
 from streamwise.agents.classifier import Classifier, ClassifierConfig

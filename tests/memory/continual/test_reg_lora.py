@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from event_worlds import arrays, base, live, windows
+from event_worlds import base, windows
+from living import arrays, live
 
 from streamwise.memory.continual.reg_lora import RegLoRA, matrices
 from streamwise.memory.continual.state_bottleneck import StateBottleneck

@@ -7,9 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from event_worlds import LENGTH, TYPES, arrays, base, live, same, windows
+from event_worlds import LENGTH, TYPES, base, windows
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from living import arrays, live, same
 
 from streamwise.agents.classifier import Classifier
 from streamwise.agents.tpp_training import SCORING

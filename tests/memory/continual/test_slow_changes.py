@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from test_methods import CLASSES, FEATURES, arrays, base, examples, live
+from living import arrays, live
+from test_methods import CLASSES, FEATURES, base, examples
 from torch import nn
 
 from streamwise.memory.continual.reg_lora import LowRank, RegLoRA

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from event_worlds import LENGTH, TYPES, arrays, base, live, windows
+from event_worlds import LENGTH, TYPES, base, windows
+from living import arrays, live
 from torch import nn
 
 from streamwise.agents.classifier import Classifier
