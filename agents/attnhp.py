@@ -27,13 +27,13 @@ import torch
 from torch import Tensor, nn
 
 from streamwise.agents.neural_tpp import IntensityHead, Sequences, uniform
+from streamwise.kernels.event_attention import Prompts, attend, log_ages, select
 from streamwise.memory.prompt_pool import PromptPool, Retrieved
 
 __all__ = ["AttNHP", "AttNHPSettings", "EventMemory", "time_embedding"]
 
 _LONGEST_PERIOD = 10_000.0
 _FALL = math.log(math.expm1(0.5))
-_NEVER = 1e30  # a logarithm of time; times any fall, no score is left, and no share but zero
 _GAP_SCALE = 8.0  # times log(1 + gap): the finest of its sines turns once for a factor of two
 
 
@@ -139,22 +139,22 @@ class AttNHP(nn.Module):
         states = self.embedding[torch.where(sequences.mask, sequences.types, 0)].tanh()[None]
         tokens = torch.cat([states, at[..., :-1]], -1)[0]
         retrieved, expected = self._retrieve(tokens, gaps, times - start)
-        later = torch.ones(times.shape[1], times.shape[1], dtype=torch.bool).triu(1)
-        since = self._since(times, times[..., None], later[:, None])
+        # Event j has seen j + 1 events, itself included.
+        seen = torch.arange(1, times.shape[1] + 1).expand(len(times), -1)
+        since = self._since(times, times[..., None], seen)
 
         weights, keys, values = self._projections(), [], []
         # Heads of a chain go on from the states of the one before; others all start with the events.
         turns = [slice(i, i + 1) for i in range(c.heads)] if c.chain_heads else [slice(c.heads)]
         for heads in turns:
-            # Event j has seen j + 1 events, itself included.
             prompts = self._prompts(weights[:, heads], retrieved, expected, (slice(None), slice(1, None)))
             for layer, weight in enumerate(weights[:, heads]):
                 query, key, value = project(weight, states, at).chunk(3, -1)
                 keys.append(key if layer else project(self._keys_for_times(weight), states, at))
                 values.append(value)
                 if layer < c.layers - 1 or c.chain_heads:  # somebody asks for the states
-                    asked, fall = query[..., None, :], self._fall(layer)[heads]
-                    states = attend(asked, key, value, since, fall, next(prompts))[..., 0, :]
+                    asked, fall = query[..., None, :], self._fall(layer, heads)
+                    states = attend(asked, None, key, value, since, seen, fall, next(prompts))[..., 0, :]
         layers = range(c.layers)
         return EventMemory(
             [torch.cat(keys[layer :: c.layers]) for layer in layers],
@@ -165,23 +165,13 @@ class AttNHP(nn.Module):
             expected,
         )
 
-    def _since(self, events: Tensor, asked: Tensor, later: Tensor) -> Tensor:
-        """Return log(1 + time since an event / unit), [B, G, S, L], of events [B, L] and times [B, G, S].
+    def _since(self, events: Tensor, asked: Tensor, visible: Tensor) -> Tensor | None:
+        """Return what scores fall with, of events [B, L] and times [B, G, S]; see `log_ages`."""
+        return None if self.decay is None else log_ages(events, asked, visible, self.settings.unit)
 
-        later: bool, broadcast to it: events that are not seen. They are as if forgotten long ago.
-        """
-        if self.decay is None:
-            since = torch.zeros(*asked.shape, events.shape[1])
-        else:
-            apart = (asked[..., None] - events[:, None, None]).clamp_(min=0.0).div_(self.settings.unit)
-            since = apart.to(torch.get_default_dtype()).log1p_()
-        return since.masked_fill_(later, _NEVER)
-
-    def _fall(self, layer: int) -> Tensor:
+    def _fall(self, layer: int, heads: slice = slice(None)) -> Tensor | None:
         """Return by how much scores fall with what `_since` gives, [H]."""
-        if self.decay is None:
-            return torch.ones(self.settings.heads)
-        return nn.functional.softplus(self.decay[layer])
+        return None if self.decay is None else nn.functional.softplus(self.decay[layer, heads])
 
     def _keys_for_times(self, weight: Tensor) -> Tensor:
         """Return what makes keys of the first layer for embedded times, float [H, D + Z + 1, Z + 1].
@@ -214,36 +204,40 @@ class AttNHP(nn.Module):
         expected: Tensor | None,
         groups: Any,
         for_times: bool = False,
-    ) -> Iterator[tuple[Tensor, Tensor] | None]:
-        """Give the keys and values of prompts, [H, B, G, P, D] each, in one layer after the other.
+    ) -> Iterator[Prompts | None]:
+        """Give the prompts of each layer, one after the other.
 
-        groups: an index into [B, L + 1]. for_times: with keys of the first layer [H, B, G, P, Z + 1]. The
+        groups: an index into [B, L + 1]. for_times: with keys of the first layer for embedded times. The
         time at which the next event is expected completes the rows.
         """
         if self.pool is None or retrieved is None or expected is None:
             yield from itertools.repeat(None)
             return
-        width, ids, at = self.settings.width, retrieved.ids[groups], expected[groups][None, :, :, None]
-        rows_of_keys, rows_of_values = self.pool.rows.unbind(2)
-        states: Tensor | None = None
-
-        def tokens(weight: Tensor, rows: Tensor) -> Tensor:
-            # At first the whole pool is projected, then those selected are taken.
-            of_rows = weight[:, :width]
-            found = select(project(of_rows, rows[None]), ids) if states is None else project(of_rows, states)
-            return found + project(weight[:, width:], at)
-
+        width, ids, at = self.settings.width, retrieved.ids[groups], expected[groups][None]
+        for_keys, for_values = (rows[None] for rows in self.pool.rows.unbind(2))
         for layer, weight in enumerate(weights):
             to_query, to_key, to_value = weight.chunk(3, -1)
-            value = tokens(to_value, rows_of_values)
-            yield (
-                tokens(self._keys_for_times(weight) if for_times and not layer else to_key, rows_of_keys),
-                value,
+            asked_by_times = self._keys_for_times(weight) if for_times and not layer else to_key
+            # The whole pool is projected; what is selected is taken from that.
+            prompts = Prompts(
+                project(asked_by_times[:, :width], for_keys),
+                project(to_value[:, :width], for_values),
+                ids,
+                project(asked_by_times[:, width:], at),
+                project(to_value[:, width:], at),
             )
-            if self.settings.attachment == "prompt":
+            yield prompts
+            if self.settings.attachment == "prompt" and layer < len(weights) - 1:
                 # They attend to each other alone, or they would carry events to whoever may not see them.
-                scores = tokens(to_query, rows_of_keys) @ tokens(to_key, rows_of_keys).mT
-                states = scores.softmax(-1) @ value
+                query, key = (
+                    select(project(part[:, :width], for_keys), ids, project(part[:, width:], at))
+                    for part in (to_query, to_key)
+                )
+                shares = (query @ key.mT).softmax(-1)
+                states = shares @ select(prompts.values, ids, prompts.added_values)
+                # From here on a group has rows of its own.
+                for_keys = for_values = states.flatten(1, 2)
+                ids = torch.arange(ids[..., 0].numel()).view(*ids.shape[:2], 1)
 
     def states(self, memory: EventMemory, times: Tensor, visible: Tensor) -> Tensor:
         """Return h(t), float [*times.shape, H * D]. times: float64 [B, G, ...]; visible: int64 [B, G]."""
@@ -252,23 +246,19 @@ class AttNHP(nn.Module):
         asked = times[..., None].flatten(2)
         known = torch.cat([start, memory.times], 1).gather(1, visible)[..., None]
         at = self._embedded((asked - known).clamp(min=0.0), asked - start[..., None])
-        at = at.expand(c.heads, *at.shape)
-        length = int(visible.max()) if visible.numel() else 0  # nobody sees later events
-        later = torch.arange(length) >= visible[..., None, None]
-        since = self._since(memory.times[:, :length], asked, later)
+        since = self._since(memory.times, asked, visible)
         weights = self._projections()
         index = torch.arange(len(visible))[:, None], visible
         prompts = self._prompts(weights, memory.retrieved, memory.expected, index, for_times=True)
         h: Tensor | None = None
         for layer, (weight, keys, values) in enumerate(zip(weights, memory.keys, memory.values, strict=True)):
-            if h is None:
+            if h is None:  # queries are the embedded times, the same for all heads
                 own = torch.cat([self._keys_for_times(weight), weight[..., 2 * c.width :]], -1)[:, c.width :]
-                query = at
-                key, value = torch.split(project(own, at), [at.shape[-1], c.width], -1)
+                queries, tokens = at, project(own, at[None])
             else:
-                query, key, value = project(weight, h, at).chunk(3, -1)
-            seen = keys[:, :, :length], values[:, :, :length]
-            change = attend(query, *seen, since, self._fall(layer), next(prompts), (key, value)).tanh()
+                queries, tokens = None, project(weight, h, at[None])
+            sees = keys, values, since, visible, self._fall(layer), next(prompts)
+            change = attend(tokens, queries, *sees, squash=True)
             h = change if h is None else h + change
         assert h is not None
         return torch.cat(tuple(h), -1).view(*times.shape, -1)
@@ -291,47 +281,3 @@ def project(weight: Tensor, *tokens: Tensor) -> Tensor:
     for part, rows in zip(flat[1:], others, strict=True):
         found.baddbmm_(part, rows)
     return found.view(heads, *tokens[0].shape[1:-1], weight.shape[-1])
-
-
-def select(rows: Tensor, ids: Tensor) -> Tensor:
-    """Take ids [B, G, selected] of rows [H, prompts, rows, width]: [H, B, G, selected * rows, width]."""
-    heads, prompts, each, width = rows.shape
-    places = ids + prompts * torch.arange(heads)[:, None, None, None]
-    found = nn.functional.embedding(places, rows.flatten(0, 1).flatten(1))
-    return found.view(*places.shape[:3], ids.shape[2] * each, width)
-
-
-def attend(
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    since: Tensor,
-    fall: Tensor,
-    prompts: tuple[Tensor, Tensor] | None,
-    own: tuple[Tensor, Tensor] | None = None,
-) -> Tensor:
-    """Return the values that queries attend to, float [H, B, G, S, D], by one softmax over all they see.
-
-    query: [H, B, G, S, width]. keys, values: of events, [H, B, L, ...]. fall, [H], times since, [B, G, S, L],
-    is taken off the scores of events. prompts: keys and values, [H, B, G, P, ...] each. own: the key and
-    value of each query itself, [H, B, G, S, ...] each.
-    """
-    shape = query.shape[:-1]
-    to_events = torch.bmm(query.flatten(2, 3).flatten(0, 1), keys.flatten(0, 1).mT)
-    to_events = to_events.view(*shape, keys.shape[2])
-    scores = [to_events.addcmul_(fall[:, None, None, None, None], since, value=-1.0)]
-    if prompts is not None:
-        to_prompts = torch.bmm(query.flatten(0, 2), prompts[0].flatten(0, 2).mT)
-        scores.append(to_prompts.view(*shape, prompts[0].shape[3]))
-    if own is not None:
-        scores.append((query * own[0]).sum(-1, keepdim=True))
-    shares = torch.split(torch.cat(scores, -1).softmax(-1), [part.shape[-1] for part in scores], -1)
-
-    attended = torch.bmm(shares[0].flatten(2, 3).flatten(0, 1), values.flatten(0, 1))
-    attended = attended.view(*shape, values.shape[3])
-    if prompts is not None:
-        from_prompts = torch.bmm(shares[1].flatten(0, 2), prompts[1].flatten(0, 2))
-        attended = attended + from_prompts.view(attended.shape)
-    if own is not None:
-        attended = torch.addcmul(attended, shares[-1], own[1])
-    return attended

@@ -33,7 +33,6 @@ __all__ = [
 ]
 
 _LINEAR_ABOVE = 20.0  # where softplus is its argument, to the last bit of a float
-_PARTS = 4  # in which a sequence is asked about: earlier ones do not look at later events
 _FLOOR = 1e-9  # of an intensity, before its logarithm
 
 
@@ -61,6 +60,13 @@ class Sequences:
         """Return parts of at most `count` sequences, padded as here."""
         tensors = (self.times, self.types, self.lengths, self.start, self.end)
         return [Sequences(*part) for part in zip(*(torch.split(of, count) for of in tensors), strict=True)]
+
+    def take(self, rows: Tensor) -> Sequences:
+        """Return some of the sequences, padded to the longest of them. rows: int64 [taken]."""
+        lengths = self.lengths[rows]
+        longest = int(lengths.max()) if len(rows) else 0
+        of = self.times[rows, :longest], self.types[rows, :longest]
+        return Sequences(*of, lengths, self.start[rows], self.end[rows])
 
     @classmethod
     def of(cls, sequences: list[tuple[Any, Any]], start: Any, end: Any) -> Sequences:
@@ -173,26 +179,38 @@ def block_shape(longest: int, times: int, block: int) -> tuple[int, int]:
     """Return how many sequences, and how many of the groups of each, make a block.
 
     longest: groups of a sequence. times: of a group. block: times that are asked about at once; it bounds
-    the memory of attention.
+    what a step needs of memory.
     """
-    groups = max(min(-(-longest // _PARTS), block // times), 1)
+    groups = max(min(longest, block // times), 1)
     return max(block // (times * groups), 1), groups
 
 
 def log_likelihood(
-    model: IntensityModel, sequences: Sequences, nodes: Nodes, *, block: int = 16384
+    model: IntensityModel, sequences: Sequences, nodes: Nodes, *, block: int = 8192
 ) -> LogLikelihood:
     """Return the log-likelihood of some sequences, its compensators by quadrature.
 
     nodes: [nodes] for all intervals, or [sequences, events + 1, nodes] with the tail's last. block: times
-    that are asked about at once, see `block_shape`.
+    that are asked about at once, see `block_shape`. Sequences of about one length share a block, so that
+    few of the times are those of pads.
     """
     count, longest = sequences.times.shape
     at, weights = (of.expand(count, longest + 1, -1) for of in nodes)
     rows, intervals = block_shape(longest + 1, at.shape[2] + 1, block)
-    chunks = zip(sequences.split(rows), torch.split(at, rows), torch.split(weights, rows), strict=True)
-    parts = [_log_likelihood(model, part, Nodes(*nodes), intervals) for part, *nodes in chunks]
-    time, types, compensator, tail = (torch.cat(of) for of in zip(*(part[:4] for part in parts), strict=True))
+    order = sequences.lengths.argsort(descending=True, stable=True)
+    parts = []
+    for of_part in torch.split(order, rows):
+        part = sequences.take(of_part)
+        within = slice(part.times.shape[1] + 1)
+        parts.append(
+            _log_likelihood(model, part, Nodes(at[of_part, within], weights[of_part, within]), intervals)
+        )
+    back = order.argsort()
+    time, types, compensator = (
+        torch.cat([nn.functional.pad(of, (0, longest - of.shape[1])) for of in each])[back]
+        for each in zip(*(part[:3] for part in parts), strict=True)
+    )
+    tail = torch.cat([part.tail for part in parts])[back]
     return LogLikelihood(time, types, compensator, tail, sum(part.floored for part in parts))
 
 
@@ -203,7 +221,8 @@ def _log_likelihood(
     memory = model.remember(sequences)
     times, mask, lengths = sequences.times, sequences.mask, sequences.lengths
     longest, start = times.shape[1], sequences.start[:, None]
-    # Interval i ends with event i and sees the i events before; the last one is the tail; others are empty.
+    # Interval i ends with event i and sees the i events before; the last one is the tail; others are empty,
+    # and see nothing, which takes the least time.
     index = torch.arange(longest + 1)
     ends = torch.where(mask, times, start)
     begin = torch.cat([start, ends], 1)
@@ -211,7 +230,7 @@ def _log_likelihood(
     length = torch.where(index <= lengths[:, None], finish - begin, 0.0)
     # The end of an interval is asked about with its nodes: it sees as many events.
     asked = torch.cat([begin[..., None] + nodes.at * length[..., None], finish[..., None]], 2)
-    visible = torch.minimum(index, lengths[:, None])
+    visible = torch.where(index <= lengths[:, None], index, 0)
     blocks = zip(torch.split(asked, intervals, 1), torch.split(visible, intervals, 1), strict=True)
     rates = torch.cat([model.intensities(memory, *block) for block in blocks], 1)
     at_nodes, at_ends = torch.split(rates, [nodes.at.shape[2], 1], 2)

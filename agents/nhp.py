@@ -20,11 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from streamwise.agents.neural_tpp import IntensityHead, Sequences, uniform
+from streamwise.kernels.event_recurrence import GATES, Recurrence, recur, states
 from streamwise.memory.prompt_pool import PromptPool, Retrieved
 
 __all__ = ["NHP", "NHPSettings", "RecurrentMemory"]
-
-_GATES = 7  # input, its target's, forget, its target's, output, update, decay
 
 
 @dataclass(frozen=True)
@@ -40,13 +39,10 @@ class NHPSettings:
 class RecurrentMemory(NamedTuple):
     """What each event left behind, the begin of the sequence first.
 
-    cell, target, decay, output: float [sequences, events + 1, width]. times: float64 [sequences, events + 1].
+    events: float [sequences, events + 1, width] each. times: float64 [sequences, events + 1].
     """
 
-    cell: Tensor
-    target: Tensor
-    decay: Tensor
-    output: Tensor
+    events: Recurrence
     times: Tensor
     retrieved: Retrieved | None
 
@@ -66,10 +62,10 @@ class NHP(nn.Module):
         self.settings = c = settings or NHPSettings()
         self.types, self.pool = types, pool
         self.embedding = nn.Parameter(torch.randn(types + 1, c.width, generator=generator))  # begin is last
-        self.weight = uniform((_GATES * c.width, 2 * c.width), 2 * c.width, generator)
-        self.bias = uniform((_GATES * c.width,), 2 * c.width, generator)
+        self.weight = uniform((GATES * c.width, 2 * c.width), 2 * c.width, generator)
+        self.bias = uniform((GATES * c.width,), 2 * c.width, generator)
         if pool is not None:
-            self.prompt_weight = uniform((_GATES * c.width, 2 * c.width), 2 * c.width, generator)
+            self.prompt_weight = uniform((GATES * c.width, 2 * c.width), 2 * c.width, generator)
         self.head = IntensityHead(c.width, types, c.unit, generator)
 
     @property
@@ -83,45 +79,31 @@ class NHP(nn.Module):
         times = torch.cat([start, torch.where(sequences.mask, sequences.times, start)], 1)
         begin = torch.full_like(start, self.types, dtype=torch.int64)
         types = torch.cat([begin, torch.where(sequences.mask, sequences.types, 0)], 1)
-        tokens = self.embedding[types]
-        retrieved, offsets = self._prompts(tokens)
-        zero = torch.zeros(len(times), self.settings.width)
-        cell, target, decay, output = zero, zero, zero, zero
-        steps = []
-        for i in range(times.shape[1]):
-            gap = (times[:, i] - times[:, i - 1]).clamp(min=0.0)[:, None] if i else torch.zeros(len(times), 1)
-            cell = self._decayed(cell, target, decay, gap)
-            state = output * cell.tanh()
-            gates = torch.cat([tokens[:, i], state], -1) @ self.weight.T + self.bias
-            if offsets is not None:
-                gates = gates + offsets[:, i]
-            keep, keep_target, add, add_target, output, update, decay = gates.chunk(_GATES, -1)
-            update, output = update.tanh(), output.sigmoid()
-            decay = nn.functional.softplus(decay)
-            cell = keep.sigmoid() * cell + add.sigmoid() * update
-            target = keep_target.sigmoid() * target + add_target.sigmoid() * update
-            steps.append((cell, target, decay, output))
-        cells, targets, decays, outputs = (torch.stack(parts, 1) for parts in zip(*steps, strict=True))
-        return RecurrentMemory(cells, targets, decays, outputs, times, retrieved)
+        # Gates are W [token, h] + b: the token's part is looked up, that of h waits for h.
+        of_token, of_state = self.weight.chunk(2, -1)
+        inputs = nn.functional.embedding(types, self.embedding @ of_token.T + self.bias)
+        retrieved, offsets = self._prompts(types)
+        if offsets is not None:
+            inputs = inputs + offsets
+        gaps = self._units(times.diff(dim=1, prepend=start))
+        return RecurrentMemory(recur(inputs, of_state, gaps, sequences.lengths + 1), times, retrieved)
 
-    def _decayed(self, cell: Tensor, target: Tensor, decay: Tensor, gap: Tensor) -> Tensor:
-        units = (gap / self.settings.unit).to(cell.dtype)
-        return target + (cell - target) * torch.exp(-decay * units)
+    def _units(self, gaps: Tensor) -> Tensor:
+        return (gaps.clamp(min=0.0) / self.settings.unit).to(self.weight.dtype)
 
-    def _prompts(self, tokens: Tensor) -> tuple[Retrieved | None, Tensor | None]:
+    def _prompts(self, types: Tensor) -> tuple[Retrieved | None, Tensor | None]:
         """Retrieve by the mean of the tokens so far; return what prompts add to the gates of each event."""
         if self.pool is None:
             return None, None
-        means = tokens.detach().cumsum(1) / torch.arange(1, tokens.shape[1] + 1)[:, None]
+        means = self.embedding.detach()[types].cumsum(1) / torch.arange(1, types.shape[1] + 1)[:, None]
         retrieved = self.pool.retrieve(means)
-        rows = torch.cat(self.pool.attend(retrieved.ids), -1).mean(-2)
-        return retrieved, rows @ self.prompt_weight.T
+        of_prompts = self.pool.rows.mean(1).flatten(1) @ self.prompt_weight.T  # [prompts, gates]
+        offsets = nn.functional.embedding_bag(retrieved.ids.flatten(0, 1), of_prompts, mode="mean")
+        return retrieved, offsets.view(*types.shape, -1)
 
     def intensities(self, memory: RecurrentMemory, times: Tensor, visible: Tensor) -> Tensor:
         """Return λ_k, float [*times.shape, types], events a second; see `IntensityModel`."""
-        sequence = torch.arange(len(times))[:, None]
-        cell, target, decay, output = (part[sequence, visible][:, :, None] for part in memory[:4])
-        gaps = times[..., None].flatten(2) - memory.times[sequence, visible][..., None]
-        state = output * self._decayed(cell, target, decay, gaps.clamp(min=0.0)[..., None]).tanh()
+        gaps = times[..., None].flatten(2) - memory.times.gather(1, visible)[..., None]
+        state = states(memory.events, visible, self._units(gaps))
         intensities: Tensor = self.head(state).view(*times.shape, -1)
         return intensities

@@ -159,7 +159,8 @@ def event_scores(model: IntensityModel, batch: Batch, nodes: Nodes, memory: Any 
     now, before = sequences.times.gather(1, places), sequences.times.gather(1, places - 1)
     gaps = torch.where(mask, now - before, 0.0)
     inside = before[..., None] + nodes.at * gaps[..., None]  # [sequences, scored, nodes]
-    rates = intensities_of_intervals(model, memory, torch.cat([inside, now[..., None]], 2), places)
+    visible = torch.where(mask, places, 0)  # what is not real sees nothing, which takes the least time
+    rates = intensities_of_intervals(model, memory, torch.cat([inside, now[..., None]], 2), visible)
 
     at_nodes, at_events = rates[:, :, :-1].sum(3), rates[:, :, -1]
     compensator = (at_nodes * nodes.weights.to(rates.dtype)).sum(2) * gaps.to(rates.dtype)

@@ -41,6 +41,59 @@ def chunk_attend_back(
     of_logits: Any,
     instruction_set: str,
 ) -> None: ...
+def event_recurrence(
+    inputs: Any,
+    weight: Any,
+    gaps: Any,
+    lengths: Any,
+    cells: Any,
+    targets: Any,
+    decays: Any,
+    outputs: Any,
+    states: Any,
+    kept: Any,
+    instruction_set: str,
+) -> None: ...
+def event_recurrence_back(
+    weight: Any,
+    gaps: Any,
+    lengths: Any,
+    cells: Any,
+    targets: Any,
+    decays: Any,
+    outputs: Any,
+    kept: Any,
+    of_cells: Any,
+    of_targets: Any,
+    of_decays: Any,
+    of_outputs: Any,
+    of_inputs: Any,
+    instruction_set: str,
+) -> None: ...
+def event_states(
+    cells: Any,
+    targets: Any,
+    decays: Any,
+    outputs: Any,
+    seen: Any,
+    gaps: Any,
+    states: Any,
+    instruction_set: str,
+) -> None: ...
+def event_states_back(
+    cells: Any,
+    targets: Any,
+    decays: Any,
+    outputs: Any,
+    seen: Any,
+    gaps: Any,
+    of_states: Any,
+    of_cells: Any,
+    of_targets: Any,
+    of_decays: Any,
+    of_outputs: Any,
+    instruction_set: str,
+) -> None: ...
 
 class StreamStep:
     def __init__(self, spec: dict[str, Any], instruction_set: str) -> None: ...

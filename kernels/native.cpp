@@ -10,6 +10,7 @@
 
 #include "chunk_attention/native.h"
 #include "event_models/native.h"
+#include "event_recurrence/native.h"
 #include "stream_step/native.h"
 
 namespace nb = nanobind;
@@ -56,5 +57,6 @@ NB_MODULE(_native, module) {
   module.def("compiler", &compiler, "The compiler that built this extension.");
   bind_chunk_attention(module);
   bind_event_models(module);
+  bind_event_recurrence(module);
   bind_stream_step(module);
 }

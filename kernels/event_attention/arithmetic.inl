@@ -79,7 +79,7 @@ static inline float exp_of(float x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  const int bits = (int(n) + 127) << 23;
+  const unsigned bits = unsigned(int(n) + 127) << 23;  // of what is no number, anything
   return p * __builtin_bit_cast(float, bits);
 }
 
@@ -92,6 +92,24 @@ static inline double tanh_of(double x) { return __builtin_tanh(x); }
 static inline float tanh_of(float x) { return 1.0f - 2.0f / (1.0f + exp_of(2.0f * x)); }
 
 static inline double log1p_of(double x) { return __builtin_log1p(x); }
+
+// For x >= 0, to two units in the last place: the logarithm of 1 + x, and what rounding took from that sum.
+static inline float log1p_of(float x) {
+  const float u = 1.0f + x, lost = (x - (u - 1.0f)) / u;
+  const int bits = __builtin_bit_cast(int, u), whole = (bits - 0x3f3504f3) >> 23;  // mantissas from sqrt(1/2) on
+  const float f = __builtin_bit_cast(float, bits - (whole << 23)) - 1.0f, square = f * f, n = float(whole);
+  float p = 7.0376836292e-2f;
+  p = p * f - 1.1514610310e-1f;
+  p = p * f + 1.1676998740e-1f;
+  p = p * f - 1.2420140846e-1f;
+  p = p * f + 1.4249322787e-1f;
+  p = p * f - 1.6668057665e-1f;
+  p = p * f + 2.0000714765e-1f;
+  p = p * f - 2.4999993993e-1f;
+  p = p * f + 3.3333331174e-1f;
+  p = p * f * square - n * 2.12194440e-4f - 0.5f * square;
+  return f + p + (n * 0.693359375f + lost);
+}
 
 // SplitMix64's mixing of key + n * golden, as agents/generator.py: draw n of [0, 1).
 static inline uint64_t mixed(uint64_t x) {

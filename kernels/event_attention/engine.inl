@@ -4,3 +4,4 @@
 #include "../stream_step/memory.inl"
 #include "arithmetic.inl"
 #include "attention.inl"
+#include "queries.inl"

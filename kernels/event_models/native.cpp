@@ -8,8 +8,10 @@
 #include "native.h"
 
 #include "../event_attention/attention.h"
+#include "../event_attention/queries.h"
 
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
 #include <algorithm>
@@ -17,6 +19,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -71,6 +74,7 @@ constexpr double FORGOTTEN = 1e-30;  // of one event, after 69 time scales
 
 #include "models.inl"
 #include "prompt_tpp.inl"
+#include "../event_attention/bindings.inl"
 
 template <typename T>
 using Column = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
@@ -358,4 +362,6 @@ void bind_event_models(nb::module_& module) {
   bind<Hawkes>(module, "HawkesModel");
   bind<CountsModel>(module, "CountsModel");
   bind<PromptTPP>(module, "PromptTPPModel");
+  bind_event_attention<float>(module);
+  bind_event_attention<double>(module);
 }

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
+from streamwise.agents import nhp
 from streamwise.agents.neural_tpp import Sequences, gauss_legendre, log_likelihood
 from streamwise.agents.nhp import NHP, NHPSettings
+from streamwise.kernels import native_info
+from streamwise.kernels.event_recurrence import recur, states
 from streamwise.memory.prompt_pool import PromptPool
 
 WITH_AND_WITHOUT = pytest.mark.parametrize("pooled", [False, True])
@@ -35,12 +40,18 @@ def some_sequences():
 def plain(model, times, types, start, at):
     """The intensity at a time, by the recursion of the paper, one event at a time."""
     width, unit = model.settings.width, model.settings.unit
+    seen = []
     cell = target = decay = output = torch.zeros(width)
     before = start
     for time, kind in [(start, model.types), *((t, k) for t, k in zip(times, types, strict=True) if t < at)]:
         cell = target + (cell - target) * torch.exp(-decay * (time - before) / unit)
         state = output * torch.tanh(cell)
         gates = model.weight @ torch.cat([model.embedding[kind], state]) + model.bias
+        seen.append(model.embedding[kind])
+        if model.pool is not None:
+            ids = model.pool.retrieve(torch.stack(seen).mean(0)[None]).ids
+            rows = torch.cat(model.pool.attend(ids), -1)[0]
+            gates = gates + model.prompt_weight @ rows.mean(0)
         f, f_target, i, i_target, o, z, d = gates.split(width)
         z = torch.tanh(z)
         cell = torch.sigmoid(f) * cell + torch.sigmoid(i) * z
@@ -51,8 +62,9 @@ def plain(model, times, types, start, at):
     return model.head(output * torch.tanh(cell))
 
 
-def test_intensities_equal_a_plain_loop():
-    model, made = make_model(False), some_sequences()
+@WITH_AND_WITHOUT
+def test_intensities_equal_a_plain_loop(pooled):
+    model, made = make_model(pooled), some_sequences()
     at = torch.tensor([[0.3, 1.2, 4.5, 11.0], [1.0, 2.5, 7.5, 9.0]])
     visible = (made.times[:, None, :] < at[..., None]).logical_and(made.mask[:, None]).sum(-1)
     found = model.intensities(model.remember(made), at, visible)
@@ -100,6 +112,23 @@ def test_pads_and_batch_mates_change_nothing(pooled):
         alone = Sequences.of([(made.times[b, :length], made.types[b, :length])], 0.0, made.end[b])
         found = log_likelihood(model, alone, gauss_legendre(5)).total
         assert found.item() == pytest.approx(whole[b].item(), abs=1e-10)
+
+
+@pytest.mark.skipif(native_info() is None, reason="the native kernels are not built")
+@WITH_AND_WITHOUT
+def test_likelihoods_and_gradients_are_the_same_without_the_native_kernel(monkeypatch, pooled):
+    model, made = make_model(pooled), some_sequences()
+
+    def found():
+        model.zero_grad()
+        total = log_likelihood(model, made, gauss_legendre(3)).total
+        total.sum().backward()
+        return total.detach(), [p.grad for p in model.parameters() if p.grad is not None]
+
+    native = found()
+    for name, function in (("recur", recur), ("states", states)):
+        monkeypatch.setattr(nhp, name, partial(function, implementation="reference"))
+    torch.testing.assert_close(found(), native, rtol=1e-10, atol=1e-12)
 
 
 def test_gradients_equal_finite_differences():
