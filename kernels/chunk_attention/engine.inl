@@ -1,10 +1,23 @@
 // Looking chunks up, for each instruction set again. Nothing here includes a header; reference.py is the definition.
 
-constexpr int64_t kLanes = 16;   // queries that go through the scan side by side
-constexpr int64_t kFew = 4;      // queries that go through it one by one
-constexpr int64_t kBlock = 128;  // summaries that stay in the cache for all queries
-constexpr int64_t kAhead = 4;    // blocks of rows that are asked of the memory before they are needed
-constexpr int64_t kRows = STREAMWISE_SCAN_ROWS;  // summaries at a time: chains of additions that overlap, in registers
+constexpr int64_t kFew = 4;   // queries that go through the scan one by one
+constexpr int64_t kSums = 8;  // that grow in registers together: additions to one wait for each other
+
+// Vectors as a register holds them: the compiler takes longer ones apart through memory.
+template <class T>
+struct Wide {
+  static constexpr int64_t lanes = STREAMWISE_VECTOR_BYTES / sizeof(T);
+  typedef T Lanes __attribute__((vector_size(STREAMWISE_VECTOR_BYTES), aligned(alignof(T)), may_alias));
+};
+template <class T>
+using Lanes = typename Wide<T>::Lanes;
+template <class T>
+constexpr int64_t kLanes = Wide<T>::lanes;
+
+template <class T>
+static inline const Lanes<T>& lanes_at(const T* x) { return *reinterpret_cast<const Lanes<T>*>(x); }
+template <class T>
+static inline Lanes<T>& lanes_at(T* x) { return *reinterpret_cast<Lanes<T>*>(x); }
 
 template <class T>
 static inline T as(T x) { return x; }
@@ -14,104 +27,104 @@ static inline T as(uint16_t x) {  // bfloat16 is the upper half of a float32
 }
 template <class T>
 static inline T as(int8_t x) { return T(x); }
+
+// Numbers that are stored in less, as they are computed with.
 template <class T, class S>
-static inline T value(S x) {
+static inline const T* widened(const S* x, int64_t n, T* room) {
   if constexpr (sizeof(S) == sizeof(T)) return x;
-  else return as<T>(x);
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) room[i] = as<T>(x[i]);
+  return room;
 }
 
-template <class T, class S>
-static inline T product(const T* a, const S* b, int64_t n) {
-  T lanes[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes)
-    for (int64_t j = 0; j < kLanes; ++j) lanes[j] += a[i + j] * value<T, S>(b[i + j]);
-  for (int64_t half = kLanes / 2; half > 0; half /= 2)  // in pairs, not one after the other
-    for (int64_t j = 0; j < half; ++j) lanes[j] += lanes[j + half];
-  T total = lanes[0];
-  for (; i < n; ++i) total += a[i] * value<T, S>(b[i]);
-  return total;
+// Lanes by twos: of each 2t lanes the first t are sums of a's, the others of b's.
+template <int64_t t, class T, int64_t... i>
+static inline void fold(Lanes<T>& a, const Lanes<T>& b, std::integer_sequence<int64_t, i...>) {
+  constexpr int64_t n = kLanes<T>;
+  a = __builtin_shufflevector(a, b, (i / t % 2 == 0 ? i : n + i - t)...) +
+      __builtin_shufflevector(a, b, (i / t % 2 == 0 ? i + t : n + i)...);
 }
 
-// The sums of the lanes of 1, 2 or 4 vectors: halves of two are added side by side.
-template <int64_t several, class T, class Lanes>
-static inline void sum_lanes(const Lanes* v, T* totals) {
-  Lanes four;  // four lanes of each, or eight of each of two
-  if constexpr (several == 4) {
-    const Lanes a = __builtin_shufflevector(v[0], v[1], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
-                    __builtin_shufflevector(v[0], v[1], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
-    const Lanes b = __builtin_shufflevector(v[2], v[3], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
-                    __builtin_shufflevector(v[2], v[3], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
-    four = __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
-           __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
-  } else {
-    const Lanes other = v[several - 1];
-    const Lanes a = __builtin_shufflevector(v[0], other, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
-                    __builtin_shufflevector(v[0], other, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
-    four = a + __builtin_shufflevector(a, a, 4, 5, 6, 7, 4, 5, 6, 7, 12, 13, 14, 15, 12, 13, 14, 15);
+// The sums of the lanes of `several` vectors, side by side in the first. The order of additions is the same for each, and
+// for any number of them: equal summaries have equal products.
+template <int64_t t, int64_t several, class T>
+static inline void sum_lanes(Lanes<T>* v) {
+  if constexpr (t > 0) {
+    constexpr int64_t left = several > t ? t : several;
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < left; ++i)
+      fold<t, T>(v[i], v[several > t ? i + t : i], std::make_integer_sequence<int64_t, kLanes<T>>());
+    sum_lanes<t / 2, left, T>(v);
   }
-  four += __builtin_shufflevector(four, four, 2, 3, 2, 3, 6, 7, 6, 7, 10, 11, 10, 11, 14, 15, 14, 15);
-  four += __builtin_shufflevector(four, four, 1, 1, 1, 1, 5, 5, 5, 5, 9, 9, 9, 9, 13, 13, 13, 13);
-  for (int64_t h = 0; h < several; ++h) totals[h] = four[several == 4 ? 4 * h : 8 * h];
 }
 
-// out[h * stride] = u_h x, u: [H, D]. Several at once: additions to one sum wait for each other.
-template <int64_t several, class T>
-[[gnu::always_inline]] static inline void products_of(const T* u, const T* x, int64_t D, T* out, int64_t stride) {
-  typedef T Lanes __attribute__((vector_size(kLanes * sizeof(T)), aligned(alignof(T)), may_alias));
-  Lanes sums[several] = {};
+// out[h * stride + r] = u_h x_r for some heads, u: [heads, D], and some rows, x: [rows, D].
+template <int64_t heads, int64_t rows, class T>
+static inline void products_of(const T* u, const T* x, int64_t D, T* out, int64_t stride) {
+  Lanes<T> sums[heads * rows] = {};
   int64_t d = 0;
-  for (; d + kLanes <= D; d += kLanes) {
-    const Lanes at = *reinterpret_cast<const Lanes*>(x + d);
-#pragma GCC unroll 4
-    for (int64_t h = 0; h < several; ++h) sums[h] += *reinterpret_cast<const Lanes*>(u + h * D + d) * at;
+  for (; d + kLanes<T> <= D; d += kLanes<T>) {
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < heads * rows; ++i) sums[i] += lanes_at(u + i / rows * D + d) * lanes_at(x + i % rows * D + d);
   }
-  T totals[several];
-  sum_lanes<several>(sums, totals);
-  if (d < D)
-    for (int64_t h = 0; h < several; ++h)
-      for (int64_t i = d; i < D; ++i) totals[h] += u[h * D + i] * x[i];
-#pragma GCC unroll 4
-  for (int64_t h = 0; h < several; ++h) out[h * stride] = totals[h];
+  T totals[heads * rows];
+  constexpr int64_t together = heads * rows < kLanes<T> ? heads * rows : kLanes<T>;
+#pragma GCC unroll 8
+  for (int64_t i = 0; i < heads * rows; i += together) {
+    sum_lanes<kLanes<T> / 2, together, T>(sums + i);
+    __builtin_memcpy(totals + i, sums + i, together * sizeof(T));
+  }
+  for (; d < D; ++d)
+    for (int64_t i = 0; i < heads * rows; ++i) totals[i] += u[i / rows * D + d] * x[i % rows * D + d];
+#pragma GCC unroll 8
+  for (int64_t i = 0; i < heads * rows; ++i) out[i / rows * stride + i % rows] = totals[i];
 }
 
+template <int64_t heads, class T>
+static inline void products_for(const T* u, const T* x, int64_t n, int64_t D, T* out, int64_t stride) {
+  constexpr int64_t rows = kSums / heads;
+  int64_t c = 0;
+  for (; c + rows <= n; c += rows) products_of<heads, rows>(u, x + c * D, D, out + c, stride);
+  for (; c < n; ++c) products_of<heads, 1>(u, x + c * D, D, out + c, stride);
+}
+
+// out[h * stride + c] = u_h x_c, u: [H, D], x: [n, D].
 template <class T>
-static inline void products(const T* u, const T* x, int64_t H, int64_t D, T* out, int64_t stride) {
+static inline void products(const T* u, int64_t H, const T* x, int64_t n, int64_t D, T* out, int64_t stride) {
   int64_t h = 0;
-  for (; h + 4 <= H; h += 4) products_of<4>(u + h * D, x, D, out + h * stride, stride);
-  for (; h + 2 <= H; h += 2) products_of<2>(u + h * D, x, D, out + h * stride, stride);
-  for (; h < H; ++h) products_of<1>(u + h * D, x, D, out + h * stride, stride);
+  for (; h + 4 <= H; h += 4) products_for<4>(u + h * D, x, n, D, out + h * stride, stride);
+  for (; h + 2 <= H; h += 2) products_for<2>(u + h * D, x, n, D, out + h * stride, stride);
+  for (; h < H; ++h) products_for<1>(u + h * D, x, n, D, out + h * stride, stride);
 }
 
 template <class T, class S>
 static inline void add(T* out, T scale, const S* x, int64_t n) {
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) out[i] += scale * value<T, S>(x[i]);
+  for (int64_t i = 0; i < n; ++i) out[i] += scale * as<T>(x[i]);
 }
 
 // out[h, D] += Σ_c shares_hc x_c, x: [n, D], for some heads. Blocks of the sums stay in registers.
 template <int64_t heads, int64_t vectors, class T>
 static inline void pool_block(T* out, const T* shares, int64_t stride, const T* x, int64_t n, int64_t D) {
-  typedef T Lanes __attribute__((vector_size(kLanes * sizeof(T)), aligned(alignof(T)), may_alias));
-  Lanes sums[heads * vectors];
-#pragma GCC unroll 16
-  for (int64_t i = 0; i < heads * vectors; ++i)
-    sums[i] = *reinterpret_cast<const Lanes*>(out + i / vectors * D + i % vectors * kLanes);
+  Lanes<T> sums[heads * vectors];
+#pragma GCC unroll 8
+  for (int64_t i = 0; i < heads * vectors; ++i) sums[i] = lanes_at(out + i / vectors * D + i % vectors * kLanes<T>);
   for (int64_t c = 0; c < n; ++c) {
-#pragma GCC unroll 16
+#pragma GCC unroll 8
     for (int64_t i = 0; i < heads * vectors; ++i)
-      sums[i] += shares[i / vectors * stride + c] * *reinterpret_cast<const Lanes*>(x + c * D + i % vectors * kLanes);
+      sums[i] += shares[i / vectors * stride + c] * lanes_at(x + c * D + i % vectors * kLanes<T>);
   }
-#pragma GCC unroll 16
-  for (int64_t i = 0; i < heads * vectors; ++i)
-    *reinterpret_cast<Lanes*>(out + i / vectors * D + i % vectors * kLanes) = sums[i];
+#pragma GCC unroll 8
+  for (int64_t i = 0; i < heads * vectors; ++i) lanes_at(out + i / vectors * D + i % vectors * kLanes<T>) = sums[i];
 }
 
 template <int64_t heads, class T>
 static inline void pool_of(T* out, const T* shares, int64_t stride, const T* x, int64_t n, int64_t D) {
+  constexpr int64_t vectors = kSums / heads;
   int64_t d = 0;
-  for (; d + 4 * kLanes <= D; d += 4 * kLanes) pool_block<heads, 4>(out + d, shares, stride, x + d, n, D);
-  for (; d + kLanes <= D; d += kLanes) pool_block<heads, 1>(out + d, shares, stride, x + d, n, D);
+  for (; d + vectors * kLanes<T> <= D; d += vectors * kLanes<T>)
+    pool_block<heads, vectors>(out + d, shares, stride, x + d, n, D);
+  for (; d + kLanes<T> <= D; d += kLanes<T>) pool_block<heads, 1>(out + d, shares, stride, x + d, n, D);
   for (; d < D; ++d)
     for (int64_t h = 0; h < heads; ++h)
       for (int64_t c = 0; c < n; ++c) out[h * D + d] += shares[h * stride + c] * x[c * D + d];
@@ -125,32 +138,32 @@ static inline void pool(T* out, const T* shares, int64_t stride, int64_t H, cons
   for (; h < H; ++h) pool_of<1>(out + h * D, shares + h * stride, stride, x, n, D);
 }
 
-// The products of some summaries with 16 queries side by side, [D, lanes]; true if any is above the least that its
-// query looks for. Sums stay in registers. scales: of these summaries, or null. next: summaries that are asked of the
-// memory meanwhile, a line now and a line then; all at once, they would wait for each other.
-template <int64_t rows, class T, class S>
-static inline bool multiply(T (*sums)[kLanes], const S* x, const float* scales, const T* queries, const T* least, int64_t D,
-                            const S* next) {
-  constexpr int64_t kLine = 64 / int64_t(rows * sizeof(S)) > 0 ? 64 / int64_t(rows * sizeof(S)) : 1;
-  typedef T Lanes __attribute__((vector_size(kLanes * sizeof(T)), aligned(alignof(T)), may_alias));
-  Lanes total[rows] = {};
+// Whether any of 16 numbers is above its limit.
+template <class T>
+static inline bool any_above(const T* x, const T* limits) {
+  auto above = lanes_at(x) > lanes_at(limits);
+#pragma GCC unroll 8
+  for (int64_t j = kLanes<T>; j < kQueries; j += kLanes<T>) above |= lanes_at(x + j) > lanes_at(limits + j);
+  typedef uint64_t Words __attribute__((vector_size(STREAMWISE_VECTOR_BYTES)));
+  const Words words = (Words)above;
+  uint64_t any = 0;
+#pragma GCC unroll 8
+  for (int64_t j = 0; j < STREAMWISE_VECTOR_BYTES / 8; ++j) any |= words[j];
+  return any != 0;
+}
+
+// out[r] = the products of summary r with 16 queries side by side, [D, queries]. Sums stay in registers.
+template <int64_t rows, class T>
+static inline void multiply(T (*out)[kQueries], const T* x, const T* queries, int64_t D) {
+  constexpr int64_t vectors = kQueries / kLanes<T>;
+  Lanes<T> sums[rows * vectors] = {};
   for (int64_t d = 0; d < D; ++d) {
-    const Lanes query = *reinterpret_cast<const Lanes*>(queries + d * kLanes);
-    if (d % kLine == 0) __builtin_prefetch(next + d * rows);
 #pragma GCC unroll 8
-    for (int64_t r = 0; r < rows; ++r) total[r] += value<T, S>(x[r * D + d]) * query;
+    for (int64_t i = 0; i < rows * vectors; ++i)
+      sums[i] += x[i / vectors * D + d] * lanes_at(queries + d * kQueries + i % vectors * kLanes<T>);
   }
-  const Lanes limit = *reinterpret_cast<const Lanes*>(least);
-  auto above = limit > limit;
 #pragma GCC unroll 8
-  for (int64_t r = 0; r < rows; ++r) {
-    if (scales != nullptr) total[r] *= T(scales[r]);
-    above |= total[r] > limit;
-    *reinterpret_cast<Lanes*>(sums[r]) = total[r];
-  }
-  for (int64_t half = kLanes / 2; half > 0; half /= 2)
-    for (int64_t j = 0; j < half; ++j) above[j] |= above[j + half];
-  return above[0] != 0;
+  for (int64_t i = 0; i < rows * vectors; ++i) lanes_at(out[i / vectors] + i % vectors * kLanes<T>) = sums[i];
 }
 
 // The best so far of one query, best first; of equal ones the first found is kept, and stands first.
@@ -173,16 +186,17 @@ static void scan_as(const ScanTask& task, T* logits, int64_t* chunks, T* scratch
   const int64_t D = task.width, M = task.count, Q = task.queries, K = task.k;
   const S* summaries = static_cast<const S*>(task.summaries);
   const T* select = static_cast<const T*>(task.select);
-  const int64_t groups = Q <= kFew ? 0 : (Q + kLanes - 1) / kLanes;
-  T* turned = scratch;                             // [groups, D, lanes]: queries side by side
-  T* least = turned + groups * D * kLanes;         // [queries, padded]: what a chunk must exceed
+  const int64_t groups = Q <= kFew ? 0 : (Q + kQueries - 1) / kQueries;
+  T* least = scratch;                                   // [queries, padded]: what a chunk must exceed
+  T* turned = least + (groups ? groups * kQueries : Q); // [groups, D, queries]: queries side by side
+  T* room = turned + groups * D * kQueries;             // [block, D], for summaries that are stored in less
   for (int64_t g = 0; g < groups; ++g)
     for (int64_t d = 0; d < D; ++d)
-      for (int64_t j = 0; j < kLanes; ++j) {
-        const int64_t q = g * kLanes + j;
-        turned[(g * D + d) * kLanes + j] = q < Q ? select[q * D + d] : T(0);
+      for (int64_t j = 0; j < kQueries; ++j) {
+        const int64_t q = g * kQueries + j;
+        turned[(g * D + d) * kQueries + j] = q < Q ? select[q * D + d] : T(0);
       }
-  for (int64_t q = 0; q < (groups ? groups * kLanes : Q); ++q)
+  for (int64_t q = 0; q < (groups ? groups * kQueries : Q); ++q)
     least[q] = q < Q ? -T(__builtin_inf()) : T(__builtin_inf());
   for (int64_t i = 0; i < Q * K; ++i) logits[i] = -T(__builtin_inf()), chunks[i] = -1;
   int64_t* sizes = task.sizes;
@@ -195,35 +209,33 @@ static void scan_as(const ScanTask& task, T* logits, int64_t* chunks, T* scratch
     best.offer(score, chunk);
     sizes[q] = best.size, least[q] = best.least();
   };
+  constexpr int64_t rows = kSums / (kQueries / kLanes<T>) > 0 ? kSums / (kQueries / kLanes<T>) : 1;
   for (int64_t start = 0; start < M; start += kBlock) {
-    const int64_t end = start + kBlock < M ? start + kBlock : M;
-    if (groups == 0)
+    const int64_t n = M - start < kBlock ? M - start : kBlock;
+    const T* x = widened(summaries + start * D, n * D, room);
+    const float* scales = task.scales == nullptr ? nullptr : task.scales + start;
+    if (groups == 0) {
+      T scores[kFew * kBlock];
+      products(select, Q, x, n, D, scores, kBlock);
       for (int64_t q = 0; q < Q; ++q)
-        for (int64_t i = start; i < end; ++i) {
-          T score = product<T, S>(select + q * D, summaries + i * D, D);
-          if (task.scales != nullptr) score *= T(task.scales[i]);
-          if (score > least[q]) offer(q, i, score);
+        for (int64_t i = 0; i < n; ++i) {
+          T& score = scores[q * kBlock + i];
+          if (scales != nullptr) score *= T(scales[i]);
+          if (score > least[q]) offer(q, start + i, score);
         }
+    }
     for (int64_t g = 0; g < groups; ++g) {
-      const T* queries = turned + g * D * kLanes;
-      int64_t i = start;
-      for (; i < end; i += kRows) {
-        T sums[kRows][kLanes];
-        const int64_t rows = end - i < kRows ? end - i : kRows;
-        const float* scales = task.scales == nullptr ? nullptr : task.scales + i;
-        bool above = false;
-        if (rows == kRows) {
-          const S* next = summaries + (i + kAhead * kRows) * D;
-          above = multiply<kRows, T, S>(sums, summaries + i * D, scales, queries, least + g * kLanes, D, next);
-        } else {
-          for (int64_t r = 0; r < rows; ++r)
-            above |= multiply<1, T, S>(sums + r, summaries + (i + r) * D, scales ? scales + r : nullptr, queries,
-                                       least + g * kLanes, D, summaries + (i + r) * D);
-        }
-        if (!above) continue;
-        for (int64_t r = 0; r < rows; ++r)
-          for (int64_t j = 0; j < kLanes; ++j)
-            if (sums[r][j] > least[g * kLanes + j]) offer(g * kLanes + j, i + r, sums[r][j]);
+      const T* queries = turned + g * D * kQueries;
+      T scores[kBlock][kQueries];
+      int64_t i = 0;
+      for (; i + rows <= n; i += rows) multiply<rows>(scores + i, x + i * D, queries, D);
+      for (; i < n; ++i) multiply<1>(scores + i, x + i * D, queries, D);
+      for (i = 0; i < n; ++i) {
+        if (scales != nullptr)
+          for (T& score : scores[i]) score *= T(scales[i]);
+        if (!any_above(scores[i], least + g * kQueries)) continue;
+        for (int64_t j = 0; j < kQueries; ++j)
+          if (scores[i][j] > least[g * kQueries + j]) offer(g * kQueries + j, start + i, scores[i][j]);
       }
     }
   }
@@ -255,87 +267,76 @@ static void scan_back_of(const ScanTask& task, const T* gradient, const int64_t*
     }
 }
 
-static inline double exp_of(double x) { return __builtin_exp(x); }
-
-// Of x <= 0, to two units in the last place (Cody and Waite's reduction).
-static inline float exp_of(float x) {
-  x = x < -87.0f ? -87.0f : x;
-  const float shifted = x * 1.44269504f + 12582912.0f;  // rounded to a whole number, in the lowest bits
-  const float n = shifted - 12582912.0f;
-  const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
+// exp of what is not above 0, to two units in the last place (Cody and Waite's reduction).
+static inline void exp_of(Lanes<float>& x) {
+  typedef int32_t Whole __attribute__((vector_size(STREAMWISE_VECTOR_BYTES)));
+  x = x < -87.0f ? Lanes<float>{} - 87.0f : x;
+  const Lanes<float> shifted = x * 1.44269504f + 12582912.0f;  // rounded to a whole number, in the lowest bits
+  const Lanes<float> whole = shifted - 12582912.0f;
+  const Lanes<float> r = (x - whole * 0.693359375f) - whole * -2.12194440e-4f;
+  Lanes<float> p = 1.9875691500e-4f * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  return p * __builtin_bit_cast(float, (int(n) + 127) << 23);
+  x = p * (Lanes<float>)((__builtin_convertvector(whole, Whole) + 127) << 23);
+}
+static inline void exp_of(Lanes<double>& x) {
+  for (int64_t j = 0; j < kLanes<double>; ++j) x[j] = __builtin_exp(x[j]);
 }
 
 // at[i] = exp(at[i] - most); returns their sum.
 template <class T>
 static inline T exps(T* at, int64_t n, T most) {
-  T sum = 0;
+  Lanes<T> sums = {};
   int64_t i = 0;
-  if constexpr (sizeof(T) == sizeof(float)) {  // the function above, for lanes: GCC would go one by one
-    typedef float Lanes __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
-    typedef int Whole __attribute__((vector_size(kLanes * 4)));
-    Lanes sums = {};
-    for (; i + kLanes <= n; i += kLanes) {
-      Lanes x = *reinterpret_cast<const Lanes*>(at + i) - most;
-      x = x < -87.0f ? Lanes{} - 87.0f : x;
-      const Lanes shifted = x * 1.44269504f + 12582912.0f, whole = shifted - 12582912.0f;
-      const Lanes r = (x - whole * 0.693359375f) - whole * -2.12194440e-4f;
-      Lanes p = 1.9875691500e-4f * r + 1.3981999507e-3f;
-      p = p * r + 8.3334519073e-3f;
-      p = p * r + 4.1665795894e-2f;
-      p = p * r + 1.6666665459e-1f;
-      p = p * r + 5.0000001201e-1f;
-      p = p * r * r + r + 1.0f;
-      p *= (Lanes)((__builtin_convertvector(whole, Whole) + 127) << 23);
-      *reinterpret_cast<Lanes*>(at + i) = p;
-      sums += p;
-    }
-    if (i > 0) sum_lanes<1>(&sums, &sum);
+  for (; i + kLanes<T> <= n; i += kLanes<T>) {
+    Lanes<T> x = lanes_at(at + i) - most;
+    exp_of(x);
+    sums += lanes_at(at + i) = x;
   }
-  for (; i < n; ++i) sum += at[i] = exp_of(at[i] - most);
-  return sum;
+  if (i < n) {
+    Lanes<T> x = {};
+    for (int64_t j = i; j < n; ++j) x[j - i] = at[j] - most;
+    exp_of(x);
+    for (int64_t j = i; j < n; ++j) sums[0] += at[j] = x[j - i];
+  }
+  sum_lanes<kLanes<T> / 2, 1, T>(&sums);
+  return sums[0];
+}
+
+template <class T>
+static inline T largest(const T* at, int64_t n, T most) {
+  Lanes<T> of_lanes = Lanes<T>{} + most;
+  int64_t i = 0;
+  for (; i + kLanes<T> <= n; i += kLanes<T>) of_lanes = lanes_at(at + i) > of_lanes ? lanes_at(at + i) : of_lanes;
+  for (; i < n; ++i) most = at[i] > most ? at[i] : most;
+  for (int64_t j = 0; j < kLanes<T>; ++j) most = of_lanes[j] > most ? of_lanes[j] : most;
+  return most;
 }
 
 // weights[k] = softmax of logits, 0 where there is no chunk.
 template <class T>
 static void weigh(const T* logits, const int64_t* chunks, int64_t k, T* weights) {
-  T most = -T(__builtin_inf()), sum = 0;
-  for (int64_t j = 0; j < k; ++j)
-    if (chunks[j] >= 0 && logits[j] > most) most = logits[j];
-  for (int64_t j = 0; j < k; ++j) {
-    weights[j] = chunks[j] >= 0 ? exp_of(logits[j] - most) : T(0);
-    sum += weights[j];
-  }
+  for (int64_t j = 0; j < k; ++j) weights[j] = chunks[j] >= 0 ? logits[j] : -T(__builtin_inf());
+  const T most = largest(weights, k, -T(__FLT_MAX__));
+  exps(weights, k, most);
+  T sum = 0;
+  for (int64_t j = 0; j < k; ++j) sum += weights[j] = chunks[j] >= 0 ? weights[j] : T(0);
   if (sum > 0)
     for (int64_t j = 0; j < k; ++j) weights[j] /= sum;
 }
 
-// Turn the scores of the steps of some chunks, [chunks, C], into one softmax.
+// Turn the scores of the steps of some chunks, [chunks, C], into one softmax, times a weight.
 template <class T>
-static void normalize(T* scores, const int64_t* real, int64_t chunks, int64_t C) {
+static void normalize(T* scores, const int64_t* real, int64_t chunks, int64_t C, T weight) {
   T most = -T(__builtin_inf()), sum = 0;
-  for (int64_t j = 0; j < chunks; ++j) {
-    const T* const at = scores + j * C;
-    T of_four[4] = {most, most, most, most};  // comparisons of one wait for each other
-    int64_t c = 0;
-    for (; c + 4 <= real[j]; c += 4)
-      for (int64_t i = 0; i < 4; ++i) of_four[i] = at[c + i] > of_four[i] ? at[c + i] : of_four[i];
-    for (; c < real[j]; ++c) of_four[0] = at[c] > of_four[0] ? at[c] : of_four[0];
-    for (const T one : of_four) most = one > most ? one : most;
-  }
+  for (int64_t j = 0; j < chunks; ++j) most = largest(scores + j * C, real[j], most);
   for (int64_t j = 0; j < chunks; ++j) sum += exps(scores + j * C, real[j], most);
-  for (int64_t j = 0; j < chunks; ++j) {
-    T* const at = scores + j * C;
-    const int64_t n = real[j];
-    for (int64_t c = 0; c < n; ++c) at[c] /= sum;
-  }
+  weight /= sum;
+  for (int64_t j = 0; j < chunks; ++j)
+    for (int64_t c = 0; c < real[j]; ++c) scores[j * C + c] *= weight;
 }
 
 // out[h, D] += Σ_jc shares_hjc p_c, where p_c is told from the end of the real steps: one sum for all chunks. of_position:
@@ -364,32 +365,28 @@ static void attend_of(const AttendTask& task, int64_t q, T* pooled, T* shares, T
   for (int64_t j = 0; j < K; ++j) real[j] = chunks[j] < 0 ? 0 : (task.steps != nullptr ? task.steps[chunks[j]] : C);
   weigh(logits, chunks, K, weights);
   for (int64_t i = 0; i < H * K * C; ++i) shares[i] = T(0);
-  if (positions != nullptr)
-    for (int64_t c = 0; c < C; ++c) products(ask, positions + c * D, H, D, of_position + c, C);
-  for (int64_t j = 0; j < K; ++j) {
-    const T* const next = contents + (j + 1 < K && chunks[j + 1] >= 0 ? chunks[j + 1] : 0) * C * D;  // to be asked for
-    for (int64_t c = 0; c < real[j]; ++c) {
-      for (int64_t d = 0; d < D; d += 64 / int64_t(sizeof(T))) __builtin_prefetch(next + c * D + d);
-      products(ask, contents + (chunks[j] * C + c) * D, H, D, shares + j * C + c, K * C);
-    }
-  }
-  for (int64_t h = 0; h < H; ++h) {
-    T* a = shares + h * K * C;
-    if (positions != nullptr)
-      for (int64_t j = 0; j < K; ++j)
-        for (int64_t c = 0; c < real[j]; ++c) a[j * C + c] += of_position[h * C + C - real[j] + c];
-    if (task.joint) {
-      normalize(a, real, K, C);
-    } else {
-      for (int64_t j = 0; j < K; ++j) {
-        normalize(a + j * C, real + j, 1, C);
-        for (int64_t c = 0; c < real[j]; ++c) a[j * C + c] *= weights[j];
-      }
-    }
-  }
   for (int64_t i = 0; i < H * D; ++i) pooled[i] = T(0);
-  for (int64_t j = 0; j < K; ++j)
-    if (real[j] > 0) pool(pooled, shares + j * C, K * C, H, contents + chunks[j] * C * D, real[j], D);
+  if (positions != nullptr) products(ask, H, positions, C, D, of_position, C);
+  auto pool_chunk = [&](int64_t j) { pool(pooled, shares + j * C, K * C, H, contents + chunks[j] * C * D, real[j], D); };
+  for (int64_t j = 0; j < K; ++j) {
+    if (real[j] == 0) continue;
+    const T* const next = contents + (j + 1 < K && chunks[j + 1] >= 0 ? chunks[j + 1] : 0) * C * D;  // to be asked for
+    for (int64_t c = 0; c < real[j]; c += kSums) {
+      const int64_t n = real[j] - c < kSums ? real[j] - c : kSums;
+      for (int64_t i = c * D; i < (c + n) * D; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(next + i);
+      products(ask, H, contents + (chunks[j] * C + c) * D, n, D, shares + j * C + c, K * C);
+    }
+    for (int64_t h = 0; h < H; ++h) {
+      T* const a = shares + (h * K + j) * C;
+      if (positions != nullptr) add(a, T(1), of_position + h * C + C - real[j], real[j]);
+      if (!task.joint) normalize(a, real + j, 1, C, weights[j]);
+    }
+    if (!task.joint) pool_chunk(j);  // while it is in the cache
+  }
+  if (task.joint) {
+    for (int64_t h = 0; h < H; ++h) normalize(shares + h * K * C, real, K, C, T(1));
+    for (int64_t j = 0; j < K; ++j) pool_chunk(j);
+  }
   if (positions != nullptr) pool_positions(pooled, shares, real, of_position, positions, H, K, C, D);
 }
 
@@ -408,13 +405,11 @@ static void attend_back_of(const AttendTask& task, int64_t q, const T* gradient,
   T* of_weights = means + K;         // [K]
   weigh(logits, chunks, K, weights);
   for (int64_t j = 0; j < K; ++j) of_weights[j] = T(0);
-  if (positions != nullptr)
-    for (int64_t c = 0; c < C; ++c) products(gradient, positions + c * D, H, D, of_position + c, C);
+  if (positions != nullptr) products(gradient, H, positions, C, D, of_position, C);
   for (int64_t j = 0; j < K; ++j) {
     if (chunks[j] < 0) continue;
     const int64_t real = task.steps != nullptr ? task.steps[chunks[j]] : C;
-    for (int64_t c = 0; c < real; ++c)
-      products(gradient, contents + (chunks[j] * C + c) * D, H, D, of_steps + j * C + c, K * C);
+    products(gradient, H, contents + chunks[j] * C * D, real, D, of_steps + j * C, K * C);
   }
   for (int64_t h = 0; h < H; ++h) {
     const T* a = shares + h * K * C;

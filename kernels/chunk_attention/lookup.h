@@ -7,6 +7,9 @@
 
 namespace streamwise::chunk_attention {
 
+constexpr int64_t kQueries = 16;  // that go through the scan side by side
+constexpr int64_t kBlock = 32;    // summaries that stay in the cache for all queries
+
 enum class Storage : int64_t { same, bfloat16, int8 };
 
 // One memory, and the queries that are made of it.
@@ -32,6 +35,7 @@ struct AttendTask {
 
 template <class T>
 struct Functions {
+  // scratch: [queries], if they are few and summaries are stored as they are; else what native.cpp takes.
   void (*scan)(const ScanTask&, T* logits, int64_t* chunks, T* scratch);
   void (*scan_back)(const ScanTask&, const T* gradient, const int64_t* chunks, T* out);
   void (*attend)(const AttendTask&, int64_t query, T* pooled, T* shares, T* scratch);

@@ -14,12 +14,13 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace nb = nanobind;
 
 // Nothing below a target pragma may include a header.
-#define STREAMWISE_SCAN_ROWS 4  // as 16 registers hold
+#define STREAMWISE_VECTOR_BYTES 16  // of a register
 namespace streamwise::chunk_attention {
 namespace baseline {
 #include "engine.inl"
@@ -28,14 +29,16 @@ namespace baseline {
 #define STREAMWISE_MULTIVERSION 1
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
+#undef STREAMWISE_VECTOR_BYTES
+#define STREAMWISE_VECTOR_BYTES 32
 namespace avx2 {
 #include "engine.inl"
 }
 #pragma GCC pop_options
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma,prefer-vector-width=512")
-#undef STREAMWISE_SCAN_ROWS
-#define STREAMWISE_SCAN_ROWS 8
+#undef STREAMWISE_VECTOR_BYTES
+#define STREAMWISE_VECTOR_BYTES 64
 namespace avx512 {
 #include "engine.inl"
 }
@@ -43,14 +46,16 @@ namespace avx512 {
 #elif defined(__x86_64__) && defined(__clang__)
 #define STREAMWISE_MULTIVERSION 1
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#undef STREAMWISE_VECTOR_BYTES
+#define STREAMWISE_VECTOR_BYTES 32
 namespace avx2 {
 #include "engine.inl"
 }
 #pragma clang attribute pop
 #pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma"))), \
                              apply_to = function)
-#undef STREAMWISE_SCAN_ROWS
-#define STREAMWISE_SCAN_ROWS 8
+#undef STREAMWISE_VECTOR_BYTES
+#define STREAMWISE_VECTOR_BYTES 64
 namespace avx512 {
 #include "engine.inl"
 }
@@ -138,8 +143,8 @@ void scan(Array<const T, 3> select, Array<const S, 3> summaries, Maybe<float, 2>
   const int64_t B = int64_t(select.shape(0)), Q = task.queries, K = task.k;
   require(shaped(chunks, {B, Q, K}) && shaped(logits, {B, Q, K}), "chunks and logits must be [memories, queries, read]");
   const Functions<T> run = functions_for<T>(instruction_set);
-  const int64_t padded = (Q + 15) / 16 * 16;
-  std::vector<T> scratch(size_t(padded * (task.width + 1)));
+  const int64_t padded = (Q + kQueries - 1) / kQueries * kQueries;
+  std::vector<T> scratch(size_t(padded * (task.width + 1) + kBlock * task.width));
   std::vector<int64_t> sizes(static_cast<size_t>(Q));
   task.sizes = sizes.data();
   nb::gil_scoped_release free;

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from streamwise.kernels import native_info
@@ -38,16 +39,14 @@ def _native() -> tuple[Any, str]:
     return _native, info.instruction_set
 
 
-def _plain(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.detach().contiguous()
-
-
-def _bits(tensor: Tensor | None) -> Tensor | None:
-    """As the extension takes it, which has no type for bfloat16 and bool."""
-    whole = _plain(tensor)
-    if whole is None or whole.dtype not in (torch.bfloat16, torch.bool):
-        return whole
-    return whole.view(torch.uint16 if whole.dtype == torch.bfloat16 else torch.uint8)
+def _array(tensor: Tensor | None) -> NDArray[Any] | None:
+    """As the extension takes it, which has no type for bfloat16 and bool, and is slow to take a tensor."""
+    if tensor is None:
+        return None
+    plain = tensor.detach().contiguous()
+    if plain.dtype in (torch.bfloat16, torch.bool):
+        plain = plain.view(torch.uint16 if plain.dtype == torch.bfloat16 else torch.uint8)
+    return plain.numpy()
 
 
 # The scan.
@@ -67,8 +66,9 @@ def scan(
     native, instruction_set = _native()
     logits, chunks = _new_scan(select, summaries, scales, visible, k)
     native.chunk_scan(
-        _plain(select), _bits(summaries), _plain(scales), _bits(visible), k, chunks, logits, instruction_set
-    )
+        _array(select), _array(summaries), _array(scales), _array(visible), k, chunks.numpy(), logits.numpy(),
+        instruction_set,
+    )  # fmt: skip
     return logits, chunks
 
 
@@ -80,7 +80,7 @@ def _scan_back(gradient: Tensor, chunks: Tensor, summaries: Tensor, scales: Tens
     native, instruction_set = _native()
     out = _new_scan_back(gradient, chunks, summaries, scales)
     native.chunk_scan_back(
-        _plain(gradient), _plain(chunks), _bits(summaries), _plain(scales), out, instruction_set
+        _array(gradient), _array(chunks), _array(summaries), _array(scales), out.numpy(), instruction_set
     )
     return out
 
@@ -115,8 +115,8 @@ def attend(
     native, instruction_set = _native()
     read, shares = _new_attend(ask, logits, chunks, contents, positions, steps, joint)
     native.chunk_attend(
-        _plain(ask), _plain(logits), _plain(chunks), _plain(contents), _plain(positions), _plain(steps),
-        joint, read, shares, instruction_set,
+        _array(ask), _array(logits), _array(chunks), _array(contents), _array(positions), _array(steps),
+        joint, read.numpy(), shares.numpy(), instruction_set,
     )  # fmt: skip
     return read, shares
 
@@ -135,8 +135,8 @@ def _attend_back(
     native, instruction_set = _native()
     of_ask, of_logits = _new_attend_back(gradient, shares, logits, chunks, contents, positions, steps, joint)
     native.chunk_attend_back(
-        _plain(gradient), _plain(shares), _plain(logits), _plain(chunks), _plain(contents), _plain(positions),
-        _plain(steps), joint, of_ask, of_logits, instruction_set,
+        _array(gradient), _array(shares), _array(logits), _array(chunks), _array(contents), _array(positions),
+        _array(steps), joint, of_ask.numpy(), of_logits.numpy(), instruction_set,
     )  # fmt: skip
     return of_ask, of_logits
 

@@ -76,9 +76,9 @@ def by_loops(select, ask, summaries, contents, *, k, visible=None, positions=Non
     memories=st.integers(1, 3),
     queries=st.sampled_from([1, 2, 5, 16, 18]),
     chunks=st.sampled_from([1, 2, 7, 19, 300]),
-    length=st.integers(1, 6),
-    width=st.sampled_from([1, 3, 12, 16, 33]),
-    heads=st.integers(1, 3),
+    length=st.sampled_from([1, 3, 6, 8, 19]),
+    width=st.sampled_from([1, 3, 12, 16, 33, 70]),
+    heads=st.integers(1, 5),
     k=st.sampled_from([1, 2, 4, 9]),
     without=st.sets(st.sampled_from(["visible", "positions", "steps"])),
     joint=st.booleans(),
@@ -148,6 +148,18 @@ def test_equal_chunks_are_taken_in_their_order(implementation):
         chunks, logits = scan(torch.ones(1, queries, 16), summaries, k=5, implementation=implementation)
         assert chunks[0].tolist() == [[77, 78, 79, 0, 1]] * queries
         assert logits[0].tolist() == [[1.0, 1.0, 1.0, 0.0, 0.0]] * queries
+
+
+@needs_native
+@pytest.mark.parametrize("width", [16, 20, 33])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equal_chunks_have_equal_products_wherever_they_stand(width, dtype):
+    """Rows that are left over from a block are added up in the order of all others."""
+    summaries = draw(17, 1, 1, width, dtype=dtype).expand(1, 77, width)
+    for queries in (1, 2, 3, 20):
+        chunks, logits = scan(draw(18, 1, queries, width, dtype=dtype), summaries, k=77)
+        assert (chunks == torch.arange(77)).all()
+        assert (logits == logits[..., :1]).all()
 
 
 @IMPLEMENTATIONS
