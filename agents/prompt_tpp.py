@@ -23,15 +23,17 @@ sines of absolute times; scores of attention have learned offsets for how recent
 for all heads and layers, from the key's own past; silence is charged. One gradient step is made of `group`
 events, of which any may be of the same key: each is scored before anything is learned from it.
 
+What is kept lies as agents/prompt_state.py says, and agents/prompt_updates.py moves the weights.
+
 Sources: Xue et al. (2023), arXiv:2310.04993, for the prompts; Yang et al. (2022), arXiv:2201.00044, for the
-attention; Loshchilov and Hutter (2019), arXiv:1711.05101, for the step.
+attention.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,39 +42,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from streamwise.agents.event_merge import Layout, Part
-from streamwise.agents.event_model import CLOCK, Array, EventModel, Score
+from streamwise.agents.event_model import Array, EventModel, Score
 from streamwise.agents.generator import draws, mix
 from streamwise.agents.learner import State
-from streamwise.agents.prompt_floors import FLOORS, Floors
+from streamwise.agents.prompt_floors import Floors
 from streamwise.agents.prompt_network import LEAST_SHARE, NODES, PromptNetwork, Remembered
 from streamwise.agents.prompt_settings import PromptTPPConfig
-from streamwise.kernels import native_info
+from streamwise.agents.prompt_state import layouts, native_spec, new_arrays, row_type
+from streamwise.agents.prompt_updates import Counters, Updates
 
 __all__ = ["PromptTPP"]
 
-_PROGRESS = (
-    "events", "in_group", "updates", "pool_pending", "serials", "lookups", "hits", "gradient_norm", "clipped",
-    "mean_cosine", "floored", "silence", "charged", "drift_count", "drift_sum", "drift_squares",
-    "drift_walk", "drift_low", "drift_alarms", "boost_until", "rebuilds", "reused",
-)  # fmt: skip
 _GRID = 1024  # of offsets at which an intensity is integrated for a prediction
 _FLOOR = 1e-9  # of an intensity in units of the prior gap
-_DRIFT_SLACK, _DRIFT_THRESHOLD, _DRIFT_CLIP, _DRIFT_WARM_UP = 0.1, 100.0, 5.0, 500.0  # of prequential scores
-_BOOST_EVENTS = 2_000.0
 _WATCHED = 256
-
-
-class _Counters:
-    """The numbers of `progress` by name."""
-
-    def __init__(self, numbers: Array) -> None:
-        self.numbers = numbers
-
-    def __getitem__(self, name: str) -> float:
-        return float(self.numbers[_PROGRESS.index(name)])
-
-    def __setitem__(self, name: str, value: float) -> None:
-        self.numbers[_PROGRESS.index(name)] = value
 
 
 class PromptTPP(EventModel):
@@ -97,127 +80,21 @@ class PromptTPP(EventModel):
         super().__init__(config, **options)
 
     def _row_type(self) -> np.dtype[Any]:
-        window = self.config.window
-        fields: list[Any] = [
-            *CLOCK,
-            ("serial", "i8"),
-            ("mean_log_gap", "f8"),
-            ("charged", "f8"),
-            ("silence", "f8"),
-            ("times", "f8", window),
-            ("gaps", "f8", window),
-            ("query", "f8", self.network.inputs),
-            ("kinds", "i4", window),
-            ("issued", "f4", (3, len(self.counts.edges))),  # what was said of the gap, also by the floors
-            ("history", "i2", (self.config.history, self.config.history_length, 2)),
-            ("hawkes", self.hawkes._row_type()),
-            ("counts", self.counts._row_type()),
-        ]
-        if short := -np.dtype(fields).itemsize % 8:
-            fields.append(("padding", "u1", short))
-        return np.dtype(fields)
+        return row_type(self.config, self.network, self.floors)
 
     def _make_arrays(self) -> None:
-        c = self.config
-        real = np.dtype(c.precision)
         self.counts.seen, self.hawkes.seen = self.seen, self.seen
-        generator = np.random.Generator(np.random.Philox(c.seed))
-        drawn: dict[str, Callable[[Any], Any]] = {
-            "embedding": generator.standard_normal,
-            "prompt_keys": lambda shape: generator.uniform(-1.0, 1.0, shape),
-            "prompt_rows": lambda shape: generator.uniform(-1.0, 1.0, shape),
-            "projection": lambda shape: generator.uniform(-1.0, 1.0, shape) / math.sqrt(shape[2]),
-            "hidden": lambda shape: generator.uniform(-1.0, 1.0, shape) / math.sqrt(shape[0]),
-            "head": lambda shape: generator.uniform(-1.0, 1.0, shape) / math.sqrt(max(shape[0], 1)),
-            **dict.fromkeys(
-                (name for name, shape in self.network.recall_shapes.items() if len(shape) == 2),
-                lambda shape: generator.standard_normal(shape) * math.sqrt(2.0 / max(shape[0], 1)),
-            ),
-        }
-        parts = [drawn.get(name, np.zeros)(shape).ravel() for name, shape in self.network.shapes.items()]
-        weights = np.concatenate(parts).astype(real)
-        stacks = (c.heads, c.layers, 2)
-        self.arrays |= {
-            **self.floors.arrays,
-            "weights": weights,
-            "gradients": np.zeros_like(weights),
-            "first_moment": np.zeros_like(weights),
-            "second_moment": np.zeros_like(weights),
-            "prompt_gradients": np.zeros((*stacks, c.prompts * c.rows, c.width), real),
-            "cache": np.zeros((c.hot_keys, *stacks, c.window, c.width), real),
-            "cached": np.zeros((c.hot_keys, 4), np.int64),
-            "progress": np.zeros(len(_PROGRESS)),
-            "usage": np.tile([1.0 / max(c.prompts, 1), 0.0], (c.prompts, 1)),
-        }
+        self.arrays |= new_arrays(self.config, self.network, self.floors)
+        self.updates = Updates(self.config, self.network, self.arrays)
 
     def _native_spec(self) -> tuple[str, dict[str, Any]]:
-        c = self.config
-        info = native_info()
-        assert info is not None
-        parts = {}
-        for model in self.floors.models:
-            parts[model.name] = {**model._native_spec()[1], **model.arrays}
-        return "PromptTPPModel", {
-            **parts,
-            "size": len(self.arrays["weights"]),
-            "double": int(c.precision == "float64"),
-            "decoder": ("bins", "intensity").index(c.decoder),
-            "exact": int(c.gradients == "exact"),
-            "floor": FLOORS.index(c.floor),
-            "pool_only": int(c.train == "pool"),
-            "random_prompts": int(c.retrieval == "random"),
-            "recency": int(c.recency),
-            "calendar": int(c.calendar),
-            "hot": c.hot_keys,
-            "unit": c.prior_gap,
-            "node_cells": NODES[0],
-            "node_count": NODES[1],
-            "node_at": self.network.nodes[0],
-            "node_weight": self.network.nodes[1],
-            "middles": self.counts.middles,
-            "history_positions": self.network.positions.numpy(),
-            "rates": self.network.turns,
-            "instruction_set": info.instruction_set,
-            "selected": c.selected if c.prompts else 0,
-            "rows": c.rows if c.prompts else 0,
-            **{
-                name: getattr(c, name)
-                for name in (
-                    "window", "history", "history_length", "history_reads", "history_features",
-                    "history_heads", "width", "time_width", "layers", "heads", "hidden", "prompts", "group",
-                    "refresh_every", "cache_age", "learning_rate", "weight_decay", "clip", "matching",
-                    "usage_balance", "reuse_after", "drift_boost", "seed",
-                )
-            },
-        }  # fmt: skip
+        return "PromptTPPModel", native_spec(self.config, self.network, self.floors, self.arrays)
 
     # Several models.
 
     def layouts(self) -> dict[str, Layout]:
         """Return that weights and their moments are averaged, and the rest as the floors' models have it."""
-        c, shapes = self.config, self.network.shapes
-        counts_from = c.heads * c.width + 2 * self.network.inputs - c.width  # in the decoder's features
-        by_type = {
-            "embedding": {0: 0}, "type_out": {1: 0}, "type_bias": {0: 0}, "head": {1: 0}, "head_bias": {0: 0},
-            "sharpness": {0: 0}, "hidden": {0: counts_from},
-        }  # fmt: skip
-        parts = tuple((shape, by_type.get(name, {})) for name, shape in shapes.items() if math.prod(shape))
-        return {
-            **{
-                f"{model.name}.{name}": layout
-                for model in self.floors.models
-                for name, layout in model.layouts().items()
-            },
-            "floor_weights": Layout("means"),
-            "forecast_weights": Layout("means"),
-            **dict.fromkeys(("weights", "first_moment", "second_moment"), Layout("means", parts=parts)),
-            "gradients": Layout("open", parts=parts),
-            "prompt_gradients": Layout("open"),
-            "progress": Layout("own"),
-            "usage": Layout("own"),
-            "cache": Layout("empty"),
-            "cached": Layout("empty"),
-        }
+        return layouts(self.config, self.network, self.floors)
 
     def common(self) -> dict[str, Array]:
         """Return `arrays` in units that are the same for all models of these settings."""
@@ -361,8 +238,8 @@ class PromptTPP(EventModel):
                 p, past, gap, event_type, self.floors.forecast(row["issued"])
             )
             extras |= described
-            self._train(weights, past, loss)
-            self._watch(-described["at_arrival_time_log_likelihood"] - score.type_log_probability)
+            self.updates.learn(weights, past, loss)
+            self.updates.watch(-described["at_arrival_time_log_likelihood"] - score.type_log_probability)
             progress["silence"] -= float(row["silence"])
             self.floors.mix(row, gap, event_type, progress["events"])
             extras["repeat_last_type_error"] = float(event_type != row["last_type"])
@@ -472,117 +349,6 @@ class PromptTPP(EventModel):
         start = int(self._progress["events"] + self._progress["charged"]) * 64
         return draws(self.config.seed, start, math.prod(NODES))
 
-    def _train(self, weights: Tensor, past: Remembered, loss: Tensor) -> None:
-        """Add the gradient of a loss to the open group; a full group makes a step."""
-        c, progress = self.config, self._progress
-        if c.prompts:
-            loss = loss + c.matching * (1.0 - past.cosines.mean())
-            mean = float(past.cosines.detach().mean())
-            progress["mean_cosine"] = 0.999 * progress["mean_cosine"] + 0.001 * mean
-            usage, ids = self.arrays["usage"], past.ids.numpy()
-            usage[:, 0] *= 0.999
-            usage[ids, 0] += 0.001 / len(ids)
-            usage[ids, 1] = progress["events"]
-        (gradient,) = torch.autograd.grad(loss, weights)
-        self.arrays["gradients"] += gradient.numpy()
-        if c.prompts and c.reuse_after > 0.0:
-            self._reuse(past)
-        progress["in_group"] += 1.0
-        if progress["in_group"] >= c.group:
-            self._step()
-
-    def _reuse(self, past: Remembered) -> None:
-        """Put a prompt that nothing has found for long where the present query is."""
-        unused = self._progress["events"] - self.arrays["usage"][:, 1]
-        for prompt in np.flatnonzero(unused > self.config.reuse_after)[:1]:  # two in one place would be one
-            inputs, start = self.network.inputs, len(self.arrays["weights"]) - self._pool_size
-            at = slice(start + prompt * inputs, start + (prompt + 1) * inputs)
-            self.arrays["weights"][at] = self.network.direction(past.row)
-            for name in ("gradients", "first_moment", "second_moment"):
-                self.arrays[name][at] = 0.0
-            self.arrays["usage"][prompt, 1] = self._progress["events"]
-            self._progress["reused"] += 1.0
-
-    @property
-    def _pool_size(self) -> int:
-        return sum(math.prod(self.network.shapes[name]) for name in ("prompt_keys", "prompt_rows"))
-
-    def _step(self) -> None:
-        """Make a step of the network, and every so often one of the pool."""
-        c, progress = self.config, self._progress
-        progress["updates"] += 1.0
-        progress["pool_pending"] += 1.0
-        progress["in_group"] = 0.0
-        boost = c.drift_boost if progress["events"] < progress["boost_until"] else 1.0
-        self._fold_prompts()
-        base = slice(0, len(self.arrays["weights"]) - self._pool_size)
-        pool = slice(base.stop, None)
-        if c.train == "pool":
-            self.arrays["gradients"][base] = 0.0
-        else:
-            norm = self._move(base, 1.0 / c.group, progress["updates"], boost)
-            progress["gradient_norm"] = norm
-            progress["clipped"] += float(norm > c.clip)
-        if c.prompts and progress["pool_pending"] >= c.refresh_every:
-            self._move(pool, 1.0 / (c.group * c.refresh_every), progress["updates"] / c.refresh_every, boost)
-            progress["pool_pending"] = 0.0
-
-    def _fold_prompts(self) -> None:
-        """Chain what the native kernel keeps of projected prompts to rows and projections."""
-        pending = torch.from_numpy(self.arrays["prompt_gradients"])
-        if not pending.any():
-            return
-        c = self.config
-        weights = torch.from_numpy(self.arrays["weights"]).requires_grad_()
-        p = self.network.parameters(weights)
-        projection = p["projection"].view(c.heads, c.layers, self.network.inputs, 3, c.width)[
-            :, :, : c.width, 1:
-        ]
-        bias = p["projection_bias"].view(c.heads, c.layers, 3, c.width)[:, :, 1:]
-        projected = torch.einsum("rci,hlicd->hlcrd", p["prompt_rows"], projection) + bias[..., None, :]
-        (gradient,) = torch.autograd.grad((projected * pending).sum(), weights)
-        self.arrays["gradients"] += gradient.numpy()
-        pending.zero_()
-
-    def _move(self, part: slice, scale: float, steps: float, boost: float) -> float:
-        """Apply AdamW to a part of the parameters; return the norm of its gradient."""
-        c = self.config
-        weights, gradients, first, second = (
-            self.arrays[name][part] for name in ("weights", "gradients", "first_moment", "second_moment")
-        )
-        norm = float(np.linalg.norm(gradients.astype(np.float64))) * scale
-        gradient = gradients * weights.dtype.type(scale * min(1.0, c.clip / max(norm, 1e-300)))
-        rate = c.learning_rate * boost
-        first += (gradient - first) * 0.1
-        second += (gradient * gradient - second) * 0.001
-        spread = np.sqrt(second) / math.sqrt(1.0 - 0.999**steps) + 1e-8
-        weights *= 1.0 - rate * c.weight_decay
-        weights -= rate / (1.0 - 0.9**steps) * first / spread
-        gradients[:] = 0.0
-        return norm
-
-    def _watch(self, loss: float) -> None:
-        """Test for drift (Page 1954) by the standardized loss; an alarm raises the step size for a while."""
-        if self.config.drift_boost <= 1.0:
-            return
-        s = self._progress
-        known = max(s["drift_count"], 1.0)
-        mean = s["drift_sum"] / known
-        deviation = math.sqrt(max(s["drift_squares"] / known - mean * mean, 1e-12))
-        z = min(max((loss - mean) / deviation, -_DRIFT_CLIP), _DRIFT_CLIP) - _DRIFT_SLACK
-        s["drift_count"] += 1.0
-        s["drift_sum"] += loss
-        s["drift_squares"] += loss * loss
-        if s["drift_count"] <= _DRIFT_WARM_UP:
-            return
-        s["drift_walk"] += z
-        s["drift_low"] = min(s["drift_low"], s["drift_walk"])
-        if s["drift_walk"] - s["drift_low"] > _DRIFT_THRESHOLD:
-            s["drift_alarms"] += 1.0
-            s["boost_until"] = s["events"] + _BOOST_EVENTS
-            for name in ("drift_count", "drift_sum", "drift_squares", "drift_walk", "drift_low"):
-                s[name] = 0.0
-
     # Silence.
 
     def _visit(self, now: float, key: str) -> None:
@@ -617,7 +383,7 @@ class PromptTPP(EventModel):
         if train:
             if self.config.decoder == "intensity":
                 loss = self.network.integral(p, past, charged, silent, self.classes, self._draws())
-            self._train(weights, past, loss)
+            self.updates.learn(weights, past, loss)
         row["charged"] = silent
 
     def charge_silence(self, now: float) -> float:
@@ -686,8 +452,8 @@ class PromptTPP(EventModel):
         return float(np.interp(wanted, compensator, at))
 
     @property
-    def _progress(self) -> _Counters:
-        return _Counters(self.arrays["progress"])
+    def _progress(self) -> Counters:
+        return Counters(self.arrays["progress"])
 
     def statistics(self) -> dict[str, float]:
         """Return the health of pool, gradients and cache."""

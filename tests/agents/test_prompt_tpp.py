@@ -61,7 +61,7 @@ def some_events(count, seed=0, types=5, keys=9):
 
 def gradient(model):
     """The gradient of the open group, with what the native kernel keeps of projected prompts chained on."""
-    model._fold_prompts()
+    model.updates.fold_prompts()
     return model.arrays["gradients"].copy()
 
 
@@ -109,7 +109,7 @@ def test_every_instruction_set_gives_the_same(instruction_set, monkeypatch):
     events = some_events(300)
     widest = make()
     monkeypatch.setattr(
-        "streamwise.agents.prompt_tpp.native_info",
+        "streamwise.agents.prompt_state.native_info",
         lambda: dataclasses.replace(here, instruction_set=instruction_set),
     )
     np.testing.assert_allclose(make().learn_many(*events), widest.learn_many(*events), rtol=1e-5, atol=1e-7)
