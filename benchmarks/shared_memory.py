@@ -26,15 +26,17 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import tyro
-from rich.console import Console
 from rich.table import Table
+from tables import show
 
 import streamwise
 from streamwise.agents import StreamAC, StreamACConfig
 from streamwise.memory.chunks import ChunkStore, stream_code
 from streamwise.memory.hcam import HCAM, ChunkAttention
-from streamwise.memory.replica import Contents, Replica
-from streamwise.memory.segments import CHUNK, SegmentLog
+from streamwise.memory.publisher import Contents
+from streamwise.memory.records import CHUNK
+from streamwise.memory.replica import Replica
+from streamwise.memory.segments import SegmentLog
 from streamwise.memory.shared import MemoryLink, SharedMemory
 from streamwise.memory.store import InProcessStore
 from streamwise.runs.ray_cluster import running_ray
@@ -129,7 +131,7 @@ def learner(actor: Any, options: Options, *, writes: bool, reads: bool) -> Itera
         yield run
 
 
-def measure_steps(actor: Any, options: Options, console: Console) -> None:
+def measure_steps(actor: Any, options: Options) -> None:
     """Print what a step costs each kind of learner."""
     kinds = {
         "its own memory": (False, False),
@@ -154,10 +156,10 @@ def measure_steps(actor: Any, options: Options, console: Console) -> None:
     for name, spent in seconds.items():
         ratio = statistics.median(one / other for one, other in zip(spent, own, strict=True))
         table.add_row(name, f"{1e6 * statistics.median(spent):.1f}", f"{ratio:.3f}")
-    console.print(table)
+    show(table)
 
 
-def measure_appends(actor: Any, options: Options, console: Console) -> None:
+def measure_appends(actor: Any, options: Options) -> None:
     """Print how many chunks a second a memory takes from several writers."""
     import ray
 
@@ -178,7 +180,7 @@ def measure_appends(actor: Any, options: Options, console: Console) -> None:
         ]
     )
     rate = options.writers * options.chunks / (time.perf_counter() - began)
-    console.print(f"{options.writers} writers: {rate:,.0f} chunks a second, on disk")
+    show(f"{options.writers} writers: {rate:,.0f} chunks a second, on disk.")
 
 
 def right_answers(options: Options, seed: int, *, shared: bool) -> list[float]:
@@ -218,7 +220,7 @@ def right_answers(options: Options, seed: int, *, shared: bool) -> list[float]:
     return [*(float(third.mean()) for third in np.array_split(rewards, 3)), right / _GREEDY]
 
 
-def measure_knowledge(options: Options, console: Console) -> None:
+def measure_knowledge(options: Options) -> None:
     """Print how many questions are answered with and without what another was told."""
     title = f"right answers to {options.questions:,} questions for {options.facts:,} facts; chance is 0.25"
     table = Table(title=title)
@@ -230,7 +232,7 @@ def measure_knowledge(options: Options, console: Console) -> None:
             for shared in (True, False)
         )
         table.add_row(str(seed), *cells)
-    console.print(table)
+    show(table)
 
 
 def fill_directory(directory: Path, count: int, length: int) -> None:
@@ -291,7 +293,7 @@ class Reader:
         return sum(view.nbytes for view in views) / 1e6
 
 
-def measure_index_and_memory(actor: Any, options: Options, console: Console) -> None:
+def measure_index_and_memory(actor: Any, options: Options) -> None:
     """Print how long new readers wait for an index, and what contents take of their memory."""
     import ray
 
@@ -302,7 +304,7 @@ def measure_index_and_memory(actor: Any, options: Options, console: Console) -> 
     for name, source in kinds.items():
         reader = ray.remote(Reader).options(num_cpus=0).remote(actor, source)
         seconds, chunks = ray.get(reader.waited.remote())
-        console.print(f"a new reader has the index of {chunks:,} chunks after {seconds:.2f} s")
+        show(f"a new reader has the index of {chunks:,} chunks after {seconds:.2f} s.")
         block = ray.get(actor.shape.remote()).block_chunks
         blocks = min(_BLOCKS_READ, chunks // block)
         ray.get(reader.read.remote(0, block))
@@ -312,10 +314,10 @@ def measure_index_and_memory(actor: Any, options: Options, console: Console) -> 
         columns = (read, before["resident"], after["resident"], before["own"], after["own"])
         table.add_row(name, *(f"{megabytes:.0f}" for megabytes in columns))
         ray.kill(reader)
-    console.print(table)
+    show(table)
 
 
-def measure_reads(actor: Any, options: Options, console: Console) -> None:
+def measure_reads(actor: Any, options: Options) -> None:
     """Print what a read through a replica costs, and one of a store in the process; they take turns."""
     import ray
 
@@ -359,10 +361,10 @@ def measure_reads(actor: Any, options: Options, console: Console) -> None:
             one / other for one, other in zip(spent, seconds["in the process"], strict=True)
         )
         table.add_row(name, f"{1e6 * statistics.median(spent):.0f}", f"{ratio:.3f}")
-    console.print(table)
+    show(table)
 
 
-def measure_replicas(folder: Path, options: Options, console: Console) -> None:
+def measure_replicas(folder: Path, options: Options) -> None:
     """Print what following a memory in another process costs a reader."""
     import ray
 
@@ -371,16 +373,15 @@ def measure_replicas(folder: Path, options: Options, console: Console) -> None:
     for name, measure in {"large": measure_index_and_memory, "small": measure_reads}.items():
         actor = ray.remote(MemoryActor).options(num_cpus=0).remote(settings, folder / name)
         ray.get(actor.counts.remote())
-        measure(actor, options, console)
+        measure(actor, options)
         ray.get(actor.close.remote())
 
 
 def main() -> None:
     """Measure."""
     options = tyro.cli(Options, description=Options.__doc__)
-    console = Console()
     if options.only in (None, "knowledge"):
-        measure_knowledge(options, console)
+        measure_knowledge(options)
     width = streamwise.make(ROOM, seed=0).observation_space.shape[0]
     measures = {"steps": measure_steps, "appends": measure_appends}
     chosen = [measure for name, measure in measures.items() if options.only in (None, name)]
@@ -392,10 +393,10 @@ def main() -> None:
         settings = MemorySettings(options.chunk_length, width, 1_000_000)
         for number, measure in enumerate(chosen):
             actor = ray.remote(MemoryActor).options(num_cpus=0).remote(settings, Path(folder) / str(number))
-            measure(actor, options, console)
+            measure(actor, options)
             ray.get(actor.close.remote())
         if options.only in (None, "replica"):
-            measure_replicas(Path(folder) / "replicas", options, console)
+            measure_replicas(Path(folder) / "replicas", options)
 
 
 if __name__ == "__main__":

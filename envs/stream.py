@@ -12,14 +12,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from streamwise.envs.changing import live_from
-from streamwise.envs.snapshot import (
-    NoSnapshotError,
-    array_from_json,
-    array_to_json,
-    capture,
-    restore,
-    why_not,
-)
+from streamwise.envs.snapshot import NoSnapshotError, capture, restore, why_not
+from streamwise.envs.snapshot_values import array_from_json, array_to_json
 from streamwise.streams import Action, NonFiniteSampleError, Position, Transition, UsageError
 
 __all__ = ["EnvironmentStream"]

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from streamwise.memory.continual.key_value_bottleneck import Bottleneck
-from streamwise.memory.retention import mix
+from streamwise.memory.splitmix import mix
 
 __all__ = ["BottleneckMemory", "BottleneckRead"]
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from streamwise.memory.hcam import ChunkAttention, Chunks
-from streamwise.memory.retention import mix
+from streamwise.memory.splitmix import mix
 
 __all__ = ["EpisodeMemory", "EpisodeRead"]
 

@@ -7,303 +7,35 @@ owner by increments; the second it fetches in blocks, which it keeps as long as 
     owner    SharedMemory, its store, and beside them a `Publisher`, which says what has changed since when
     reader   `Replica`, a `ChunkStore` whose slots are those of the owner's store, row for row
 
-**Slots.** The owner numbers its changes, and notes by slot which was the last one there. An increment is the
-rows of all slots that changed after a number that the reader names. So removals need no log of their own, a
-slot that changed often is sent once, and no reader is so late that its number is not known any more.
-
-**A new life.** An owner that was started again counts anew. Chunks are in the slots that they were in, as the
-files say, but for what a power cut took; so the reader sends checksums of its rows, of 1,024 slots each, and
-gets those rows whose checksum is another one: some kilobytes for a million chunks, if nothing was lost. Its
-cache of contents it empties, for an id that was lost may stand for another chunk.
-
-**Blocks.** Chunks whose ids have the same quotient by the block's size are a block. Once all ids of a block
-have been given, nothing is ever added to it, so it can be handed out as one object that all readers of a node
-look at where it lies (runs/shared_memory.py); chunks of the block that is being filled are copied one by one.
+How increments come about, and what is sent after the owner was started again, is in `publisher`. The cache of
+contents is emptied then, for an id that was lost may stand for another chunk.
 """
 
 from __future__ import annotations
 
-import secrets
-import zlib
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from streamwise.memory.chunks import Chunk, ChunkStore, stream_code
-from streamwise.memory.shared import NotOpenError, OpenedAgainError, SharedMemory
+from streamwise.memory.blocks import Block, BlockCache
+from streamwise.memory.chunks import stream_code
+from streamwise.memory.publisher import Contents, Increment, Mark, Publisher, Source, digests
+from streamwise.memory.shared import NotOpenError, OpenedAgainError
+from streamwise.memory.table import Indexed, Table
 
-__all__ = ["Contents", "Increment", "Mark", "NotOwnerError", "Publisher", "Replica", "Shape", "Source"]
+__all__ = ["NotOwnerError", "Publisher", "Replica"]
 
-# What is known of a chunk beside its id and its summary, by slot; name: of its stream, if it has one.
-_COLUMNS: dict[str, Any] = {
-    "stream": np.int64, "name": "S32", "episode": np.int64, "first": np.float64, "last": np.float64,
-    "steps": np.int64, "covered": np.int64, "priority": np.float64, "encoder_version": np.int64,
-    "sequence": np.int64,
-}  # fmt: skip
-
-# Bounds of what one call takes: some milliseconds of the owner, and some megabytes.
-_LOOKED_AT_ONCE = 1 << 20  # slots, for changes
-_SENT_AT_ONCE = 1 << 14  # slots
-_COMPARED = 1024  # slots, by one checksum
 _BLOCKS_AT_ONCE = 4
-_BLOCK_CHUNKS, _BLOCK_BYTES = 1024, 1 << 22  # of a block, at most
 
 
 class NotOwnerError(RuntimeError):
     """What only the memory itself may do, or who writes to it, was asked of a replica."""
 
 
-class Shape(NamedTuple):
-    """What to make room for: a memory's chunk_length, width and capacity; and the chunks of a block."""
-
-    chunk_length: int
-    width: int
-    capacity: int
-    block_chunks: int
-
-
-class Mark(NamedTuple):
-    """A moment of a memory: its life, and in it the number of changes noted, the next id, and chunks kept.
-
-    A memory that has given no id since, and keeps as many chunks, has not changed.
-    """
-
-    age: int
-    version: int
-    next_id: int
-    kept: int
-
-
-class Increment(NamedTuple):
-    """Some slots as they are, and that all those before `end`, of `in_use`, have been looked at.
-
-    slots: int64 [n]. ids: int64 [n], -1 for a slot that is empty. summaries: float32 [n, width]. columns: by
-    name, [n] each.
-    """
-
-    mark: Mark
-    in_use: int
-    end: int
-    slots: NDArray[np.int64]
-    ids: NDArray[np.int64]
-    summaries: NDArray[np.float32]
-    columns: dict[str, NDArray[Any]]
-
-
-class Contents(NamedTuple):
-    """Contents of chunks of one block, by ids in order, int64 [n]: float32 [n, chunk_length, width].
-
-    age: the memory's life. whole: it is all of the block that there was, and more can never be.
-    """
-
-    age: int
-    whole: bool
-    ids: NDArray[np.int64]
-    contents: NDArray[np.float32]
-
-
-class Source(Protocol):
-    """What a replica asks of a memory, in this process or another."""
-
-    def shape(self) -> Shape:
-        """Ask what to make room for."""
-
-    def changes(
-        self, since: Mark | None, at: int, upto: int | None, digests: Sequence[int] | None
-    ) -> Increment:
-        """Ask for some of what has changed, from slot `at` on."""
-
-    def contents(self, wanted: Mapping[int, Sequence[int]]) -> Sequence[Contents]:
-        """Ask for blocks, by number, of which these ids are wanted."""
-
-    def open_writer(self, writer: str, sequence: int) -> int:
-        """Begin to write."""
-
-    def append(self, writer: str, lease: int, sequence: int, contents: NDArray[np.float32]) -> int:
-        """Send chunks."""
-
-    def flush(self) -> None:
-        """Make what was appended safe from a power cut."""
-
-
-class Publisher:
-    """What the owner of a `SharedMemory` does for replicas; it looks at the store, and changes nothing.
-
-    The store is appended to and dropped from, and not taken back to an earlier state. block_chunks: of a
-    block; as many as make 4 MiB, up to 1,024, if it is None.
-
-    It holds 16 bytes a slot. An answer takes a look at up to 2^20 slots, 2 ms, and none if nothing changed.
-    """
-
-    def __init__(self, memory: SharedMemory, block_chunks: int | None = None) -> None:
-        store = memory.store
-        if block_chunks is None:
-            block_chunks = _BLOCK_BYTES // (4 * store.chunk_length * store.width)
-            block_chunks = min(max(block_chunks, 1), _BLOCK_CHUNKS)
-        if block_chunks < 1:
-            raise ValueError(f"block_chunks is {block_chunks}; use 1 or more.")
-        self._memory, self._store, self._block_chunks = memory, store, block_chunks
-        self._age, self._version = secrets.randbits(62), 0
-        self._seen = np.full(store.capacity, -1)  # ids by slot, as they were when last looked at
-        self._seen[: len(store.ids)] = store.ids
-        self._changed = np.zeros(store.capacity, np.int64)  # the version of the last change of each slot
-
-    def shape(self) -> Shape:
-        """Return what a reader makes room for."""
-        store = self._store
-        return Shape(store.chunk_length, store.width, store.capacity, self._block_chunks)
-
-    def changes(
-        self, since: Mark | None, at: int, upto: int | None = None, digests: Sequence[int] | None = None
-    ) -> Increment:
-        """Return slots from `at` on that changed after `since`, or that ever were used if that is None.
-
-        upto: chunks with this id or a higher one are left out, for the next time: so that a reader who asks
-        piece by piece, while others write, sees chunks come in the order of their ids. digests: of the
-        reader's rows, of 1,024 slots each; those of them are returned that differ, whenever they changed.
-        A `since` of another life is answered with nothing but the present mark.
-        """
-        store, in_use = self._store, len(self._store.ids)
-        slots, end = np.zeros(0, np.int64), 0
-        if digests is not None:
-            slots, end = self._differing(at, digests)
-        elif since is None:
-            slots, end = self._later_than(-1, at)
-        elif since.age == self._age:
-            idle = at == 0 and (since.next_id, since.kept) == (store.next_id, len(store))
-            slots, end = (slots, in_use) if idle else self._later_than(since.version, at)
-        mark = Mark(self._age, self._version, store.next_id, len(store))
-        ids = store.ids[slots]
-        if upto is not None:
-            ids[ids >= upto] = -1
-        columns = {name: store.column(name)[slots] for name in _COLUMNS}
-        return Increment(mark, in_use, end, slots, ids, store.summaries[slots], columns)
-
-    def _look(self, at: int, end: int) -> None:
-        """Note which slots have changed. No reader hears of a slot that has not been looked at."""
-        ids, seen = self._store.ids[at:end], self._seen[at:end]
-        new = np.flatnonzero(ids != seen)
-        if len(new):
-            # Whoever makes it look, the number is higher than that of every mark that was given before.
-            self._version += 1
-            seen[new], self._changed[at + new] = ids[new], self._version
-
-    def _later_than(self, version: int, at: int) -> tuple[NDArray[np.int64], int]:
-        """Return slots from `at` on whose last change is later, and before which slot these are all."""
-        end = min(at + _LOOKED_AT_ONCE, len(self._store.ids))
-        self._look(at, end)
-        slots = at + np.flatnonzero(self._changed[at:end] > version)
-        if len(slots) > _SENT_AT_ONCE:
-            end = int(slots[_SENT_AT_ONCE])
-        return slots[:_SENT_AT_ONCE], end
-
-    def _differing(self, at: int, digests: Sequence[int]) -> tuple[NDArray[np.int64], int]:
-        """Return the slots of all rows, from `at` on, that have other checksums than these, and their end."""
-        end = min(at + _COMPARED * len(digests), len(self._store.ids))
-        self._look(at, end)
-        differing = [
-            np.arange(first, min(first + _COMPARED, end))
-            for first, digest in zip(range(at, end, _COMPARED), digests, strict=False)
-            if _digest(self._store, first) != digest
-        ]
-        return np.concatenate([np.zeros(0, np.int64), *differing]), end
-
-    def is_whole(self, block: int) -> bool:
-        """Whether all ids of a block have been given."""
-        return (block + 1) * self._block_chunks <= self._store.next_id
-
-    def block(self, block: int) -> Contents:
-        """Return all that there is of a block that is whole."""
-        first = block * self._block_chunks
-        return self._contents(True, range(first, first + self._block_chunks))
-
-    def some(self, ids: Iterable[int]) -> Contents:
-        """Return those of these chunks, of one block, that are kept."""
-        return self._contents(False, sorted(ids))
-
-    def contents(self, wanted: Mapping[int, Sequence[int]]) -> list[Contents]:
-        """Return blocks, by number; of the one that is being filled only the ids that are wanted."""
-        return [
-            self.block(block) if self.is_whole(block) else self.some(ids) for block, ids in wanted.items()
-        ]
-
-    def _contents(self, whole: bool, ids: Iterable[int]) -> Contents:
-        kept = [id for id in ids if id in self._store]
-        return Contents(self._age, whole, np.array(kept, np.int64), self._store.contents(kept)[0])
-
-    def open_writer(self, writer: str, sequence: int) -> int:
-        """See `SharedMemory`."""
-        return self._memory.open_writer(writer, sequence)
-
-    def append(self, writer: str, lease: int, sequence: int, contents: NDArray[np.float32]) -> int:
-        """See `SharedMemory`."""
-        return self._memory.append(writer, lease, sequence, contents)
-
-    def flush(self) -> None:
-        """See `SharedMemory`."""
-        self._memory.flush()
-
-
-class _Block:
-    """Contents of chunks of one block: all there is, in order, or (not whole) some, each in its place."""
-
-    __slots__ = ("contents", "first", "ids", "is_full", "whole")
-
-    def __init__(
-        self, first: int, size: int, ids: NDArray[np.int64], contents: NDArray[np.float32], whole: bool
-    ) -> None:
-        self.first, self.ids, self.contents, self.whole = first, ids, contents, whole
-        self.is_full = whole and len(ids) == size  # none had gone: each is in its place
-
-    @property
-    def size(self) -> int:
-        """The chunks that there is room for."""
-        return max(len(self.ids), 1)
-
-    def row(self, id: int) -> int:
-        """Return the row of a chunk's contents, [chunk_length, width]; -1: they are not here."""
-        row = id - self.first
-        if self.is_full:
-            return row
-        ids = self.ids
-        if self.whole:
-            row = int(ids.searchsorted(id))
-        return row if row < len(ids) and ids[row] == id else -1
-
-    def add(self, part: Contents) -> None:
-        """Take up chunks of a block that is being filled."""
-        rows = part.ids - self.first
-        self.ids[rows], self.contents[rows] = part.ids, part.contents
-
-
-class _Cache(OrderedDict[int, _Block]):
-    """Blocks by number, at most so many chunks of them; those that were used last, which come last."""
-
-    def __init__(self, room: int) -> None:
-        super().__init__()
-        self.room, self.chunks = room, 0
-
-    def put(self, number: int, block: _Block) -> None:
-        """Keep a block, in place of the one of this number."""
-        before = self.pop(number, None)
-        self.chunks += block.size - (0 if before is None else before.size)
-        while self.chunks > self.room:
-            _, gone = self.popitem(last=False)
-            self.chunks -= gone.size
-        self[number] = block
-
-    def empty(self) -> None:
-        """Let go of all."""
-        self.clear()
-        self.chunks = 0
-
-
-class Replica:
+class Replica(Indexed):
     """A `ChunkStore` that reads a shared memory in another process, and may write to it under one name.
 
     source: of the memory. It is empty at first; `refresh` brings it up to date, and nothing else does, so
@@ -323,6 +55,7 @@ class Replica:
 
     Pinning and dropping are the owner's: NotOwnerError. `used` is not told to it. It belongs to one thread.
 
+    >>> from streamwise.memory.shared import SharedMemory
     >>> from streamwise.memory.store import InProcessStore
     >>> memory = SharedMemory(InProcessStore(chunk_length=2, width=2, capacity=100))
     >>> writer, reader = Replica(Publisher(memory), writer="ann"), Replica(Publisher(memory))
@@ -333,6 +66,8 @@ class Replica:
     >>> reader.summaries.tolist(), reader.contents([0])[0].tolist()
     ([[2.0, 3.0]], [[[1.0, 2.0], [3.0, 4.0]]])
     """
+
+    _not_there = "is not in the replica's index; refresh, and scan `ids` again."
 
     def __init__(
         self,
@@ -349,14 +84,8 @@ class Replica:
             )
         self.chunk_length, self.width, self.capacity, self._block_chunks = shape
         self.stood_in = self.fetched = 0  # chunks read by their summaries; blocks, or parts of one, that came
-        self._source, self._cache = source, _Cache(cached_chunks)
-        # Pages that were never written take no memory, so that room for all is made at once.
-        self._ids = np.full(self.capacity, -1)
-        self._summaries = np.zeros((self.capacity, self.width), np.float32)
-        self._valid = np.zeros(self.capacity, np.bool_)
-        self._columns = {name: np.zeros(self.capacity, kind) for name, kind in _COLUMNS.items()}
-        self._in_use = 0
-        self._slots: dict[int, int] = {}  # by id
+        self._source, self._cache = source, BlockCache(cached_chunks)
+        self._table = Table(self.capacity, self.width)
         self._age: int | None = None  # of the memory's life that the index is of
         self._mark: Mark | None = None  # all changes up to here are known
         self._start: Mark | None = None  # of what is being asked for piece by piece
@@ -364,31 +93,6 @@ class Replica:
         self._compares = False  # asks for rows that differ
         self._writer, self._sequence = writer, sequence
         self._lease: int | None = None
-
-    def __len__(self) -> int:
-        return len(self._slots)
-
-    def __contains__(self, id: int) -> bool:
-        return id in self._slots
-
-    @property
-    def summaries(self) -> NDArray[np.float32]:
-        """The mean over each chunk's steps, or what was given in its place, float32 [slots, width]."""
-        return self._summaries[: self._in_use]
-
-    @property
-    def ids(self) -> NDArray[np.int64]:
-        """The id of each slot's chunk, int64 [slots]; -1: empty."""
-        return self._ids[: self._in_use]
-
-    @property
-    def valid(self) -> NDArray[np.bool_]:
-        """Whether there is a chunk in each slot, bool [slots]."""
-        return self._valid[: self._in_use]
-
-    def column(self, name: str) -> NDArray[Any]:
-        """Return a field of `Chunk` for each slot, [slots]; streams as `stream_code` says."""
-        return self.ids if name == "id" else self._columns[name][: self._in_use]
 
     @property
     def cached(self) -> int:
@@ -416,9 +120,9 @@ class Replica:
 
     def _ask(self) -> bool:
         """Ask for a piece, and return whether it was the last."""
-        digests = self._digests() if self._compares else None
+        known = digests(self, self._at) if self._compares else None
         upto = None if self._start is None else self._start.next_id
-        found = self._source.changes(self._mark, self._at, upto, digests)
+        found = self._source.changes(self._mark, self._at, upto, known)
         if found.in_use > self.capacity:
             raise ValueError(
                 f"the memory has {found.in_use:,} slots now, and the replica was made for {self.capacity:,}; "
@@ -440,32 +144,31 @@ class Replica:
         self._mark, self._start, self._at, self._compares = self._start, None, 0, False
         return True
 
-    def _digests(self) -> list[int]:
-        return [_digest(self, self._at + first) for first in range(0, _SENT_AT_ONCE, _COMPARED)]
-
     def _apply(self, found: Increment) -> None:
-        slots = found.slots
-        self._in_use = max(self._in_use, found.end)
+        table, slots = self._table, found.slots
+        table.in_use = max(table.in_use, found.end)
         self._forget(slots)
-        self._ids[slots], self._valid[slots] = found.ids, found.ids >= 0
-        self._summaries[slots] = found.summaries
-        for name, column in found.columns.items():
-            self._columns[name][slots] = column
         there = found.ids >= 0
-        self._slots.update(zip(found.ids[there].tolist(), slots[there].tolist(), strict=True))
+        table["id"][slots], table.valid[slots] = found.ids, there
+        table.summaries[slots] = found.summaries
+        for name, column in found.columns.items():
+            table[name][slots] = column
+        table.slots.update(zip(found.ids[there].tolist(), slots[there].tolist(), strict=True))
 
     def _cut(self, in_use: int) -> None:
         """Let go of slots from here on, which a memory that lost chunks has not used yet."""
-        gone = np.arange(in_use, self._in_use)
+        table = self._table
+        gone = np.arange(in_use, table.in_use)
         self._forget(gone)
-        self._ids[gone], self._valid[gone] = -1, False
-        self._in_use = in_use
+        table["id"][gone], table.valid[gone] = -1, False
+        table.in_use = in_use
 
     def _forget(self, slots: NDArray[np.int64]) -> None:
-        there = slots[self._ids[slots] >= 0]
-        for id, slot in zip(self._ids[there].tolist(), there.tolist(), strict=True):
-            if self._slots.get(id) == slot:  # after power failed, the id may be another chunk's by now
-                del self._slots[id]
+        table = self._table
+        there = slots[table["id"][slots] >= 0]
+        for id, slot in zip(table["id"][there].tolist(), there.tolist(), strict=True):
+            if table.slots.get(id) == slot:  # after power failed, the id may be another chunk's by now
+                del table.slots[id]
 
     # -- reading
 
@@ -476,16 +179,16 @@ class Replica:
         """
         wanted = [int(id) for id in ids]
         slots = self._slots_of(wanted)
-        steps = self._columns["steps"][slots]
+        steps = self._table["steps"][slots]
         found = np.empty((len(wanted), self.chunk_length, self.width), np.float32)
         gone: list[int] = []
         missing: dict[int, list[int]] = {}  # places, by block
         for place, id in enumerate(wanted):
             number = id // self._block_chunks
             block = self._cache.get(number)
-            row = -1 if block is None else block.row(id)
-            if block is not None and row >= 0:
-                found[place] = block.contents[row]
+            kept = None if block is None else block.find(id)
+            if kept is not None:
+                found[place] = kept
                 self._cache.move_to_end(number)
             elif block is not None and block.whole:
                 gone.append(place)
@@ -495,14 +198,14 @@ class Replica:
             asked = {number: [wanted[place] for place in places] for number, places in missing.items()}
             for number, block in self._fetch(asked):
                 for place in missing[number]:
-                    row = -1 if block is None else block.row(wanted[place])
-                    if block is not None and row >= 0:
-                        found[place] = block.contents[row]
-                    else:
+                    came = None if block is None else block.find(wanted[place])
+                    if came is None:
                         gone.append(place)
+                    else:
+                        found[place] = came
         for place in gone:
             found[place], steps[place] = 0.0, 1
-            found[place, 0] = self._summaries[slots[place]]
+            found[place, 0] = self._table.summaries[slots[place]]
         self.stood_in += len(gone)
         return found, steps
 
@@ -515,17 +218,18 @@ class Replica:
         (slot,) = self._slots_of([id])
         number = id // self._block_chunks
         block = self._cache.get(number)
-        if block is None or (block.row(id) < 0 and not block.whole):
+        contents = None if block is None else block.find(id)
+        if contents is None and (block is None or not block.whole):
             ((_, block),) = self._fetch({number: [id]})
-        row = -1 if block is None else block.row(id)
-        if block is None or row < 0:
+            contents = None if block is None else block.find(id)
+        if contents is None:
             raise KeyError(f"the memory has let go of chunk {id} or was started again; refresh.")
         self._cache.move_to_end(number)
-        view: NDArray[np.float32] = block.contents[row, : self._columns["steps"][slot]]
+        view = contents[: self._table["steps"][slot]]
         view.flags.writeable = False
         return view
 
-    def _fetch(self, wanted: Mapping[int, Sequence[int]]) -> Iterator[tuple[int, _Block | None]]:
+    def _fetch(self, wanted: Mapping[int, Sequence[int]]) -> Iterator[tuple[int, Block | None]]:
         """Yield blocks, by number, in which these ids are if the memory has them; None: it is not known."""
         numbers = list(wanted)
         for first in range(0, len(numbers), _BLOCKS_AT_ONCE):
@@ -537,34 +241,19 @@ class Replica:
                 is_known = part.age == self._age and not self._compares
                 yield number, self._take(number, part) if is_known else None
 
-    def _take(self, number: int, part: Contents) -> _Block:
+    def _take(self, number: int, part: Contents) -> Block:
         """Put what came into the cache."""
         size = self._block_chunks
         block = self._cache.get(number)
         if part.whole:
-            block = _Block(number * size, size, part.ids, part.contents, whole=True)
+            block = Block(number * size, size, part.ids, part.contents, whole=True)
         else:
             if block is None:
                 room = np.zeros((size, self.chunk_length, self.width), np.float32)
-                block = _Block(number * size, size, np.full(size, -1), room, whole=False)
+                block = Block(number * size, size, np.full(size, -1), room, whole=False)
             block.add(part)
         self._cache.put(number, block)
         return block
-
-    def chunk(self, id: int) -> Chunk:
-        """Return what is known of a chunk. Raises KeyError if it is not in the index."""
-        (slot,) = self._slots_of([id])
-        row = {name: self.column(name)[slot].item() for name in (*Chunk._fields, "name")}
-        name = row.pop("name")
-        return Chunk(**(row | {"stream": name.decode()} if name else row))
-
-    def _slots_of(self, ids: Iterable[int]) -> list[int]:
-        try:
-            return [self._slots[id] for id in ids]
-        except KeyError as missing:
-            raise KeyError(
-                f"chunk {missing} is not in the replica's index; refresh, and scan `ids` again."
-            ) from None
 
     # -- writing
 
@@ -673,17 +362,3 @@ class Replica:
     def close(self) -> None:
         """Let go of the contents that are kept; the memory stays as it is."""
         self._cache.empty()
-
-
-def _digest(store: ChunkStore, first: int) -> int:
-    """Return a checksum of the rows of up to 1,024 slots from `first` on: what chunks are there.
-
-    Of 32 bits, for it is against power cuts, in which a difference is missed once in 2^32 times.
-    """
-    ids: Any = store.ids[first : first + _COMPARED]
-    there = first + np.flatnonzero(ids >= 0)  # of empty slots an owner that was started again knows nothing
-    digest = zlib.crc32(ids)
-    for array in (*(store.column(name) for name in _COLUMNS), store.summaries):
-        rows: Any = array[there]
-        digest = zlib.crc32(rows, digest)
-    return digest

@@ -5,111 +5,15 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-__all__ = ["LogThinning", "Lowest", "Merge", "Reservoir", "Ring", "Surprise", "Table", "Use", "Window", "mix"]
+from streamwise.memory.store_table import Lowest, StoreTable
 
-_MASK = (1 << 64) - 1
-_GOLDEN = 0x9E3779B97F4A7C15
+__all__ = ["LogThinning", "Merge", "Reservoir", "Ring", "Surprise", "Use", "Window"]
+
 _RESCALE_AT = 1e100
-
-
-class Lowest:
-    """The slot with the lowest score, the first of equals: a tree of minima, each over 128 below it.
-
-    A change costs three minima of 128 numbers at 10^6 slots, whatever the scores are.
-
-    >>> lowest = Lowest(3)
-    >>> lowest.put(2, 7.0)
-    >>> lowest.put(1, 9.0)
-    >>> lowest.first()
-    2
-    """
-
-    def __init__(self, size: int) -> None:
-        self._levels: list[NDArray[np.float64]] = []
-        while True:
-            blocks = -(-size // 128)
-            self._levels.append(np.full(blocks * 128, np.inf))
-            if blocks == 1:
-                break
-            size = blocks
-
-    def put(self, slot: int, score: float) -> None:
-        """Set the score of a slot; infinity: never the lowest."""
-        self._levels[0][slot] = score
-        for below, above in pairwise(self._levels):
-            slot >>= 7
-            above[slot] = below[slot << 7 : (slot + 1) << 7].min()
-
-    def put_many(self, slots: NDArray[np.int64], scores: NDArray[np.float64]) -> None:
-        """Set the scores of some slots."""
-        self._levels[0][slots] = scores
-        for below, above in pairwise(self._levels):
-            slots = np.unique(slots >> 7)
-            above[slots] = below.reshape(-1, 128)[slots].min(axis=1)
-
-    def fill(self, scores: NDArray[np.float64]) -> None:
-        """Set the scores of all slots."""
-        self._levels[0][: len(scores)] = scores
-        for below, above in pairwise(self._levels):
-            minima = below.reshape(-1, 128).min(axis=1)
-            above[: len(minima)] = minima
-
-    def first(self) -> int | None:
-        """Return the slot with the lowest score, None if all are infinite."""
-        found = 0
-        for level in reversed(self._levels):
-            block = level[found << 7 : (found + 1) << 7]
-            found = (found << 7) + int(block.argmin())
-        return None if self._levels[0][found] == np.inf else found
-
-
-class Table:
-    """What is known of the chunks that are kept, by slot; an empty slot has id -1.
-
-    A column is a contiguous array [capacity]: `table["last"]` holds the time of each chunk's last step.
-    """
-
-    def __init__(self, capacity: int, seed: int) -> None:
-        kinds: dict[str, Any] = {
-            "id": np.int64, "origin": np.int64, "position": np.int64, "stream": np.int64, "name": "S32",
-            "episode": np.int64, "first": np.float64, "last": np.float64, "covered": np.int64,
-            "priority": np.float64, "steps": np.int64, "encoder_version": np.int64, "pins": np.int64,
-            "use": np.float64, "sequence": np.int64,
-        }  # fmt: skip
-        self.capacity = capacity
-        self.columns: dict[str, NDArray[Any]] = {
-            name: np.zeros(capacity, kind) for name, kind in kinds.items()
-        }
-        self["id"][:] = -1
-        self.slots: dict[int, int] = {}  # by id
-        self.next_id = 0
-        self.key = mix(seed & _MASK)  # of the random draws
-        self.use_scale = 1.0  # what a use of 1 counts now, in units of the column
-        self.lowest = Lowest(capacity)
-
-    def clear(self) -> None:
-        """Empty all slots, in place."""
-        self["id"][:], self["pins"][:], self["use"][:] = -1, 0, 0.0
-        self.slots.clear()
-
-    def __getitem__(self, column: str) -> NDArray[Any]:
-        return self.columns[column]
-
-    @property
-    def full(self) -> bool:
-        """Whether a chunk must go before another can come."""
-        return len(self.slots) == self.capacity
-
-    def draw(self, number: int, attempt: int = 0) -> float:
-        """Return a draw of [0, 1) as a function of the key and two counts, so that no state changes."""
-        key = mix((self.key + number * _GOLDEN) & _MASK)
-        return (mix((key + attempt * _GOLDEN) & _MASK) >> 11) * 2.0**-53
 
 
 @dataclass
@@ -120,7 +24,7 @@ class Ring:
     after a restart. `coming` is a record, with fields named as the table's columns.
     """
 
-    def bind(self, table: Table) -> None:
+    def bind(self, table: StoreTable) -> None:
         """Work on this table from now on, as it is."""
         self._table = table
         alive = (table["id"] >= 0) & (table["pins"] == 0)
@@ -168,7 +72,7 @@ class Window(Ring):
     time_to_live: float | None = None
     within_episode: bool = False
 
-    def bind(self, table: Table) -> None:
+    def bind(self, table: StoreTable) -> None:
         """Work on this table from now on, as it is."""
         super().bind(table)
         self._queues: dict[int, list[int]] = {}  # by stream: a heap of ids, some of which may have gone
@@ -266,7 +170,7 @@ class LogThinning(Ring):
 
     window: int = 64
 
-    def bind(self, table: Table) -> None:
+    def bind(self, table: StoreTable) -> None:
         """Work on this table from now on, as it is."""
         if self.window < 1 or self.window & (self.window - 1) or 2 * self.window > table.capacity:
             raise ValueError(
@@ -297,7 +201,7 @@ class Use(Ring):
     decay: float = 0.999
     grace: int = 64
 
-    def bind(self, table: Table) -> None:
+    def bind(self, table: StoreTable) -> None:
         """Work on this table from now on, as it is."""
         if not 0.0 < self.decay <= 1.0 or not 0 <= self.grace < table.capacity:
             raise ValueError(
@@ -358,7 +262,7 @@ class Merge(Ring):
     The past stays covered and loses detail. Where no two are neighbours the oldest goes.
     """
 
-    def bind(self, table: Table) -> None:
+    def bind(self, table: StoreTable) -> None:
         """Work on this table from now on, as it is."""
         super().bind(table)
         self._pairs = Lowest(table.capacity)  # by the first of two
@@ -418,10 +322,3 @@ class Merge(Ring):
 
     def _episode(self, slot: int) -> tuple[int, int]:
         return int(self._table["stream"][slot]), int(self._table["episode"][slot])
-
-
-def mix(bits: int) -> int:
-    """Return 64 bits mixed to other 64 (SplitMix64; Steele, Lea and Flood 2014)."""
-    bits = ((bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    bits = ((bits ^ (bits >> 27)) * 0x94D049BB133111EB) & _MASK
-    return bits ^ (bits >> 31)

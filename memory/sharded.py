@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from streamwise.memory.chunks import stream_code
-from streamwise.memory.retention import mix
+from streamwise.memory.splitmix import mix
 
 __all__ = ["Partial", "combine", "partial_read", "shard_of"]
 

@@ -13,31 +13,20 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from streamwise.memory.chunks import Chunk, stream_code
-from streamwise.memory.retention import Ring, Table
-from streamwise.memory.segments import (
-    CHUNK,
-    DROP,
-    ChunkFileError,
-    Recovery,
-    SegmentLog,
-    StoredAs,
-    record_type,
-)
+from streamwise.memory.holders import InMemory, OnDisk
+from streamwise.memory.records import StoredAs, fill, record_type, records_of, set_stream
+from streamwise.memory.retention import Ring
+from streamwise.memory.segments import SegmentLog
+from streamwise.memory.store_table import StoreTable
+from streamwise.memory.table import Indexed
 
 __all__ = ["InProcessStore"]
 
-# Columns of the table that are fields of a record, under the same name.
-_RECORDED = [
-    "id", "origin", "position", "stream", "name", "episode", "first", "last", "covered", "priority", "steps",
-    "encoder_version", "sequence",
-]  # fmt: skip
 _IN_STATE = ("id", "position", "pins", "use")  # columns by slot
 _AT_ONCE = 1024  # chunks
-_NOT_FINITE = "the contents of a chunk are not finite as {}; look where they come from."
 
 
-class InProcessStore:
+class InProcessStore(Indexed):
     """A `ChunkStore` of at most `capacity` chunks, in this process.
 
     chunk_length: steps in a chunk, at most. width: numbers in a step. retention: which chunk goes when the
@@ -69,6 +58,9 @@ class InProcessStore:
     ([3.0, 4.0, 5.0, 0.0], [3])
     """
 
+    _table: StoreTable
+    _not_there = "is not kept: it was let go, or never sealed; scan `ids` again."
+
     def __init__(
         self,
         chunk_length: int,
@@ -91,57 +83,25 @@ class InProcessStore:
         self.capacity = capacity
         self.retention = Ring() if retention is None else retention
         self.generation = 1  # of the next state
+        self._table = StoreTable(capacity, width, seed)
         self._record = np.zeros(1, record_type(chunk_length, width, stored_as))
-        self._log: SegmentLog | None = None
-        self._held: NDArray[Any] | None = None  # contents by slot, without a directory
-        # Pages that were never written take no memory, so that room for all is made at once.
-        self._table = Table(capacity, seed)
-        self._summaries = np.zeros((capacity, width), np.float32)
-        self._valid = np.zeros(capacity, np.bool_)
-        self._in_use = 0  # slots that were ever used: those before this one
-        self._free: list[int] = []  # a heap of those that are empty; the lowest is used first
-        if directory is None:
-            self._held = np.zeros((capacity, chunk_length, width), stored_as)
-            self.recovery = Recovery(0, 0, 0)
+        self._holder: InMemory | OnDisk = (
+            InMemory(capacity, self._record.dtype)
+            if directory is None
+            else OnDisk(SegmentLog(directory, chunk_length, width, stored_as, records_per_file))
+        )
+        self.recovery = self._holder.recovery
+        try:
+            self._holder.replay(self._table)
             self.retention.bind(self._table)
-        else:
-            self._log = SegmentLog(directory, chunk_length, width, stored_as, records_per_file)
-            self.recovery = self._log.recovery
-            try:
-                self._replay(self._log)
-            except BaseException:
-                self.close()
-                raise
-
-    def __len__(self) -> int:
-        return len(self._table.slots)
-
-    def __contains__(self, id: int) -> bool:
-        return id in self._table.slots
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def next_id(self) -> int:
         """The id that the next chunk gets; every id before is below it."""
         return self._table.next_id
-
-    @property
-    def summaries(self) -> NDArray[np.float32]:
-        """The mean over each chunk's steps, or what was given in its place, float32 [slots, width]."""
-        return self._summaries[: self._in_use]
-
-    @property
-    def ids(self) -> NDArray[np.int64]:
-        """The id of each slot's chunk, int64 [slots]; -1: empty."""
-        return self._table["id"][: self._in_use]
-
-    @property
-    def valid(self) -> NDArray[np.bool_]:
-        """Whether there is a chunk in each slot, bool [slots]."""
-        return self._valid[: self._in_use]
-
-    def column(self, name: str) -> NDArray[Any]:
-        """Return a field of `Chunk` for each slot, [slots]; streams as `stream_code` says."""
-        return self._table[name][: self._in_use]
 
     # -- reading
 
@@ -153,19 +113,8 @@ class InProcessStore:
         """
         slots = self._slots_of(ids)
         found = np.empty((len(slots), self.chunk_length, self.width), np.float32)
-        if self._log is None:
-            assert self._held is not None
-            found[:] = self._held[slots]
-        else:
-            self._log.read(self._table["position"][slots].tolist(), found)
+        self._holder.read(self._table, slots, found)
         return found, self._table["steps"][slots]
-
-    def chunk(self, id: int) -> Chunk:
-        """Return what is known of a chunk. Raises KeyError if it is not kept."""
-        (slot,) = self._slots_of([id])
-        row = {name: self._table[name][slot].item() for name in (*Chunk._fields, "name")}
-        name = row.pop("name")
-        return Chunk(**(row | {"stream": name.decode()} if name else row))
 
     def used(self, ids: Iterable[int], weights: Iterable[float]) -> None:
         """Say that one read opened these chunks, and the weight that each had in it."""
@@ -193,13 +142,13 @@ class InProcessStore:
         pinned, OSError if it cannot be written.
         """
         table, record = self._table, self._record
-        steps = self._fill(record, contents, summary)
+        steps = fill(record, contents, summary)
         if not first <= last or math.isnan(priority):
             raise ValueError(
                 f"the chunk goes from time {first} to {last} with priority {priority}; use numbers, in order."
             )
         record["id"] = table.next_id
-        record["stream"], record["name"] = stream_code(stream), _name(stream)
+        set_stream(record, stream)
         record["episode"], record["first"], record["last"] = episode, first, last
         record["covered"], record["priority"] = steps, priority
         record["encoder_version"], record["sequence"] = encoder_version, sequence
@@ -214,7 +163,7 @@ class InProcessStore:
             elif table.full:
                 slot = self._make_room()
             else:
-                slot = self._free[0] if self._free else self._in_use
+                slot = table.free[0] if table.free else table.in_use
             record["id"] = record["origin"] = table.next_id  # a merge may have taken the one before
             self._place(record, slot)
         except OSError:
@@ -237,7 +186,7 @@ class InProcessStore:
             )
         begin = 0
         while begin < len(given):
-            room = _AT_ONCE if self._log is None else min(_AT_ONCE, self._log.room)
+            room = min(_AT_ONCE, self._holder.room or _AT_ONCE)
             part = slice(begin, min(begin + room, len(given)))
             count = part.stop - begin
             # A retention that looks at each chunk, or chunks that push one another out: one by one.
@@ -255,53 +204,34 @@ class InProcessStore:
         self, given: NDArray[np.float32], times: Sequence[float], stream: int | str, sequence: int
     ) -> None:
         """Seal chunks that one file has room for."""
-        table, count, steps = self._table, len(given), given.shape[1]
-        self._check_shape(given[0])
-        records: Any = np.zeros(count, self._record.dtype)
-        with np.errstate(over="ignore"):
-            records["contents"][:, :steps] = given
-        if not _all_finite(records["contents"]) or not _all_finite(np.asarray(times)):
-            raise ValueError(_NOT_FINITE.format(records["contents"].dtype.name))
-        numbers = np.arange(count)
-        records["id"] = records["origin"] = table.next_id + numbers
-        records["stream"], records["name"] = stream_code(stream), _name(stream)
-        records["first"] = records["last"] = times
-        records["covered"] = records["steps"] = steps
-        records["sequence"] = sequence + numbers
-        records["summary"] = np.add.reduce(given, 1, np.float64) / steps
+        table, count = self._table, len(given)
+        records = records_of(given, times, stream, sequence, self._record.dtype)
+        records["id"] = records["origin"] = table.next_id + np.arange(count)
         try:
             slots, free = self._slots_for(count)
-            if self._log is not None:
-                records["kind"], records["slot"] = CHUNK, slots
-                self._log.append_chunks(records)
+            self._holder.write(records, slots)
         except (OSError, ValueError):
             self.retention.bind(table)  # which had been told that some would go
             raise
         for slot in slots[table["id"][slots] >= 0].tolist():
             self._evict(slot)
         for _ in range(free):
-            heapq.heappop(self._free)
-        self._in_use = max(self._in_use, int(slots.max()) + 1)
-        self._take(records, slots, slice(None))
+            heapq.heappop(table.free)
+        table.in_use = max(table.in_use, int(slots.max()) + 1)
+        table.put_many(records, slots)
+        self._holder.keep(records, slots)
         table["pins"][slots], table["use"][slots] = 0, 0.0
-        table.slots.update(zip(records["id"].tolist(), slots.tolist(), strict=True))
-        table.next_id += count
-        self._valid[slots] = True
-        if self._log is not None:
-            self._log.keep(int(records["position"][0]), count)
-        else:
-            assert self._held is not None
-            self._held[slots] = records["contents"]
         table.lowest.put_many(slots, self.retention.scores(slots))
 
     def _slots_for(self, count: int) -> tuple[NDArray[np.int64], int]:
         """Return the slots that so many chunks get, in order, and how many of these are free ones."""
-        slots = heapq.nsmallest(count, self._free)
+        table = self._table
+        slots = heapq.nsmallest(count, table.free)
         free = len(slots)
-        slots += range(self._in_use, min(self._in_use + count - free, self.capacity))
+        slots += range(table.in_use, min(table.in_use + count - free, self.capacity))
         while len(slots) < count:
             slots.append(self._make_room())
-            self._table.lowest.put(slots[-1], math.inf)  # so that the next one is another
+            table.lowest.put(slots[-1], math.inf)  # so that the next one is another
         return np.array(slots), free
 
     def pin(self, ids: Iterable[int]) -> None:
@@ -332,17 +262,14 @@ class InProcessStore:
 
     def flush(self) -> None:
         """Make all that was appended safe from a power cut."""
-        if self._log is not None:
-            self._log.flush()
+        self._holder.flush()
 
     def forget_before(self, generation: int) -> None:
         """Delete the files that only states of generations before this one refer to.
 
         A state's generation is what `generation` said when it was made.
         """
-        if self._log is not None:
-            self._log.oldest_kept = generation
-            self._log.remove_files()
+        self._holder.forget_before(generation)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the ids by slot, pins, uses and counters; contents too if they are in memory.
@@ -350,28 +277,16 @@ class InProcessStore:
         With a directory they are made safe from a power cut, and referred to.
         """
         self.flush()
-        table, slots = self._table, slice(0, self._in_use)
-        kept, length, mark = 1, 0, 0
-        if self._log is not None:
-            kept, length = self._log.oldest_kept, self._log.length
-            mark = self._log.mark(length)
+        table, slots = self._table, slice(0, self._table.in_use)
         key = table.key - (1 << 64) if table.key >> 63 else table.key
         state = {
             "chunks.settings": torch.tensor(self._settings()),
-            "chunks.counters": torch.tensor([table.next_id, self.generation, kept, length, mark, key]),
+            "chunks.counters": torch.tensor([table.next_id, self.generation, *self._holder.counters(), key]),
             "chunks.use_scale": torch.tensor([table.use_scale], dtype=torch.float64),
             **{f"chunks.{name}": torch.from_numpy(table[name][slots].copy()) for name in _IN_STATE},
+            **self._holder.state(table),
         }
-        if self._held is not None:
-            alive = np.flatnonzero(self.valid)
-            records: Any = np.zeros(len(alive), self._record.dtype)
-            for name in _RECORDED:
-                records[name] = table[name][alive]
-            records["summary"], records["contents"] = self._summaries[alive], self._held[alive]
-            state["chunks.records"] = torch.from_numpy(records.view(np.uint8).reshape(-1, records.itemsize))
-        self.generation += 1
-        if self._log is not None:
-            self._log.generation = self.generation
+        self._begin_generation(self.generation + 1)
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -387,87 +302,64 @@ class InProcessStore:
                 f"{_spelled(self._settings())}; use the same settings."
             )
         next_id, generation, oldest_kept, length, mark, key = state["chunks.counters"].tolist()
-        ids, positions = (state[f"chunks.{name}"].numpy() for name in ("id", "position"))
-        if len(ids) > self.capacity:
+        in_use = len(state["chunks.id"])
+        if in_use > self.capacity:
             raise ValueError(
-                f"the state has {len(ids):,} slots, and the capacity is {self.capacity:,}; use that many."
+                f"the state has {in_use:,} slots, and the capacity is {self.capacity:,}; use that many."
             )
-        if self._log is not None:
-            self._log.truncate(length, mark)
+        self._holder.go_back(length, mark)
         table = self._table
         table.clear()
         table.next_id, table.key = next_id, key & (2**64 - 1)
         table.use_scale = state["chunks.use_scale"].item()
         for name in _IN_STATE:
-            table[name][: len(ids)] = state[f"chunks.{name}"].numpy()
-        self.generation = generation + 1
-        slots = np.flatnonzero(ids >= 0)
-        if self._log is not None:
-            self._log.generation, self._log.oldest_kept = generation, oldest_kept
-            self._gather(self._log, slots, positions[slots])
-            self._log.generation = self.generation
-        else:
-            assert self._held is not None
-            records = state["chunks.records"].numpy().copy().view(self._record.dtype).reshape(-1)
-            self._take(records, slots, slice(None))
-            self._held[slots] = records["contents"]
-        self._begin(len(ids))
+            table[name][:in_use] = state[f"chunks.{name}"].numpy()
+        self._holder.load(table, state, generation, oldest_kept)
+        self._begin_generation(generation + 1)
+        table.begin(in_use)
+        self.retention.bind(table)
+
+    def _begin_generation(self, generation: int) -> None:
+        self.generation = generation
+        self._holder.begin_generation(generation)
+
+    def _settings(self) -> list[int]:
+        item = self._record["contents"].dtype.itemsize
+        return [self.chunk_length, self.width, item, int(isinstance(self._holder, OnDisk))]
 
     def close(self) -> None:
         """Close the files; the store is not to be used after it."""
-        if self._log is not None:
-            self._log.close()
+        self._holder.close()
 
     # -- slots
 
     def _place(self, record: NDArray[Any], slot: int) -> None:
         """Write a chunk's record and put it in a slot, for the one that is there if any."""
         table = self._table
-        self._write(record, CHUNK, slot)
+        self._holder.write(record, slot)
         if table["id"][slot] >= 0:
             self._evict(slot)
-        elif slot == self._in_use:
-            self._in_use += 1
         else:
-            heapq.heappop(self._free)
+            table.occupy(slot)
         self._hold(record, slot)
         table["pins"][slot], table["use"][slot] = 0, 0.0
         self.retention.came(slot)
 
     def _hold(self, record: NDArray[Any], slot: int) -> None:
-        chunk = dict(
-            zip(_RECORDED, record[_RECORDED].item(), strict=True)
-        )  # at once: fields are slow one by one
-        for name, value in chunk.items():
-            self._table.columns[name][slot] = value
-        self._summaries[slot] = record["summary"][0]
-        self._table.slots[chunk["id"]] = slot
-        self._table.next_id = chunk["id"] + 1
-        self._valid[slot] = True
-        if self._log is not None:
-            self._log.keep(chunk["position"])
-        else:
-            assert self._held is not None
-            self._held[slot] = record["contents"][0]
+        self._table.put(record, slot)
+        self._holder.keep(record, slot)
 
     def _evict(self, slot: int) -> None:
         """Forget the chunk of a slot, which is to be used again or put among the free ones."""
-        table = self._table
         self.retention.gone(slot)
-        del table.slots[int(table["id"][slot])]
-        table["id"][slot] = -1
-        self._valid[slot] = False
-        if self._log is not None:
-            self._log.let_go(int(table["position"][slot]))
+        self._table.remove(slot)
+        self._holder.let_go(int(self._table["position"][slot]))
 
     def _drop(self, slots: Sequence[int]) -> None:
         for slot in slots:
-            if self._log is not None:
-                record = np.zeros_like(self._record)
-                record["id"] = self._table.next_id
-                self._write(record, DROP, slot)
+            self._holder.drop(self._table.next_id, slot)
             self._evict(slot)
-            heapq.heappush(self._free, slot)
+            heapq.heappush(self._table.free, slot)
 
     def _make_room(self) -> int:
         """Return a slot for a chunk that comes when all are taken."""
@@ -495,8 +387,8 @@ class InProcessStore:
         shares = covered / covered.sum()
         record: Any = np.zeros_like(self._record)
         # Of whatever kind the two summaries are, theirs lies between them.
-        summary = shares @ self._summaries[pair].astype(np.float64)
-        self._fill(record, joined if len(joined) <= self.chunk_length else joined[::2], summary)
+        summary = shares @ table.summaries[pair].astype(np.float64)
+        fill(record, joined if len(joined) <= self.chunk_length else joined[::2], summary)
         for name in ("stream", "name", "episode", "first", "origin", "sequence"):
             record[name] = table[name][left]
         record["id"], record["last"], record["covered"] = table.next_id, table["last"][right], covered.sum()
@@ -504,125 +396,13 @@ class InProcessStore:
         record["encoder_version"] = table["encoder_version"][pair].min()
         # If the process is killed before the chunk that comes is written in its place, the second is still
         # there beside what it was merged into: its steps are then covered twice, and none is lost.
-        self._write(record, CHUNK, left)
+        self._holder.write(record, left)
         del table.slots[int(table["id"][left])]
-        if self._log is not None:
-            self._log.let_go(int(table["position"][left]))
+        self._holder.let_go(int(table["position"][left]))
         self._hold(record, left)
         self._evict(right)
-        heapq.heappush(self._free, right)
+        heapq.heappush(table.free, right)
         self.retention.changed(left)
-
-    def _fill(self, record: NDArray[Any], contents: ArrayLike, summary: ArrayLike | None) -> int:
-        """Put contents and their summary into a record, and return how many steps they are."""
-        given = np.asarray(contents, np.float32)
-        self._check_shape(given)
-        stored, steps = record["contents"][0], len(given)
-        with np.errstate(over="ignore"):
-            stored[:steps] = given
-        stored[steps:] = 0.0
-        if not _all_finite(stored):
-            raise ValueError(_NOT_FINITE.format(stored.dtype.name))
-        if summary is None:
-            record["steps"], record["summary"] = steps, np.add.reduce(given, 0, np.float64) / steps
-            return steps
-        found = np.asarray(summary, np.float32)
-        if found.shape != (self.width,) or not _all_finite(found):
-            raise ValueError(
-                f"the summary of a chunk has shape {list(found.shape)}; use {self.width} finite numbers."
-            )
-        record["steps"], record["summary"] = steps, found
-        return steps
-
-    def _check_shape(self, chunk: NDArray[np.float32]) -> None:
-        if chunk.ndim != 2 or chunk.shape[1] != self.width or not 1 <= len(chunk) <= self.chunk_length:
-            raise ValueError(
-                f"the contents of a chunk have shape {list(chunk.shape)}; use [steps, {self.width}] with 1 "
-                f"to {self.chunk_length} steps."
-            )
-
-    def _write(self, record: NDArray[Any], kind: int, slot: int) -> None:
-        if self._log is not None:
-            record["kind"], record["slot"] = kind, slot
-            self._log.append(record)
-
-    def _slots_of(self, ids: Iterable[int]) -> list[int]:
-        found = []
-        for id in ids:
-            slot = self._table.slots.get(int(id))
-            if slot is None:
-                raise KeyError(f"chunk {id} is not kept: it was let go, or never sealed; scan `ids` again.")
-            found.append(slot)
-        return found
-
-    # -- restarts
-
-    def _replay(self, log: SegmentLog) -> None:
-        """Find what the log's records leave in each slot."""
-        positions, in_use = np.full(self.capacity, -1), 0
-        for first, records in log.files():
-            slots, chunks = records["slot"].astype(np.int64), records["kind"] == CHUNK
-            in_use = max(in_use, int(slots.max()) + 1)
-            if in_use > self.capacity:
-                raise ValueError(
-                    f"{log.directory} holds a chunk in slot {in_use - 1:,}, and the capacity is "
-                    f"{self.capacity:,}; use a larger one, or another directory."
-                )
-            # Of records of the same slot the last one counts.
-            positions[slots] = np.where(chunks, first + np.arange(len(records)), -1)
-            self._table.next_id = max(
-                self._table.next_id, int((records["id"].astype(np.int64) + chunks).max())
-            )
-        slots = np.flatnonzero(positions >= 0)
-        self._gather(log, slots, positions[slots])
-        self._begin(in_use)
-
-    def _gather(self, log: SegmentLog, slots: NDArray[np.int64], positions: NDArray[np.int64]) -> None:
-        """Read what is known of the chunks at these positions, and their summaries, into the slots."""
-        found = 0
-        for first, records in log.files():
-            there = np.flatnonzero((positions >= first) & (positions < first + len(records)))
-            self._take(records, slots[there], positions[there] - first)
-            found += len(there)
-        if found < len(slots):
-            raise ChunkFileError(
-                f"{log.directory} lacks files of {len(slots) - found:,} chunks that are kept; put them back, "
-                "or go on from an older checkpoint."
-            )
-        log.ask_for(positions)
-
-    def _take(self, records: NDArray[Any], slots: NDArray[np.int64], rows: Any) -> None:
-        for name in _RECORDED:
-            self._table[name][slots] = records[name][rows]
-        self._summaries[slots] = records["summary"][rows]
-
-    def _begin(self, in_use: int) -> None:
-        """Go on from the table as it is, with so many slots used so far."""
-        table, self._in_use = self._table, in_use
-        self._valid[:] = table["id"] >= 0
-        slots = np.flatnonzero(self._valid)
-        table.slots.update(zip(table["id"][slots].tolist(), slots.tolist(), strict=True))
-        self._free = np.flatnonzero(~self._valid[:in_use]).tolist()  # in order: a heap
-        self.retention.bind(table)
-
-    def _settings(self) -> list[int]:
-        item = self._record["contents"].dtype.itemsize
-        return [self.chunk_length, self.width, item, int(self._log is not None)]
-
-
-def _all_finite(numbers: NDArray[Any]) -> bool:
-    # Not `all`, the method, which goes through Python and takes twice as long.
-    return bool(np.logical_and.reduce(np.isfinite(numbers), None))
-
-
-def _name(stream: int | str) -> bytes:
-    """What a record keeps of a stream's name; nothing of a number."""
-    if not isinstance(stream, str):
-        return b""
-    name = stream.encode()
-    if not 1 <= len(name) <= 32 or b"\0" in name:
-        raise ValueError(f"stream is {stream!r}; use a name of 1 to 32 bytes without NUL, or a number.")
-    return name
 
 
 def _spelled(settings: Sequence[int]) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamwise.memory.replica import Contents, Increment, Mark, Publisher, Shape
+from streamwise.memory.publisher import Contents, Increment, Mark, Publisher, Shape
 from streamwise.memory.retention import LogThinning, Reservoir, Ring
 from streamwise.memory.shared import (
     Connection,

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamwise.streams.errors import UsageError, nearest
-from streamwise.streams.experiences import ExperienceStream, Labelled, Segment
+from streamwise.streams.experiences import ExperienceStream, Labelled, Segment, read_setting
 
 __all__ = [
     "DATA_SETS",
@@ -73,14 +73,7 @@ def dataset_stream(url: str) -> DatasetStream:
         "mixed": {"true": True, "false": False}.__getitem__,
     }  # fmt: skip
     for key, value in parse_qsl(query, keep_blank_values=True):
-        if key not in known:
-            raise UsageError(f"{url}: unknown setting {key!r}.{nearest(key, known)}")
-        try:
-            values[key] = known[key](value)
-        except ValueError:
-            raise UsageError(f"{url}: {key}={value} is no number.") from None
-        except KeyError:
-            raise UsageError(f"{url}: {key}={value}; use true or false.") from None
+        values[key] = read_setting(url, key, value, known)
     return DatasetStream(DatasetSettings(**values))
 
 

@@ -10,9 +10,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from streamwise.streams.decode import MALFORMED, OVERSIZE, Fields, RowDecoder, Unreadable
+from streamwise.streams.decode import RowDecoder
 from streamwise.streams.errors import UsageError, meant
 from streamwise.streams.event import Decoded
+from streamwise.streams.fields import Fields
+from streamwise.streams.refusals import MALFORMED, OVERSIZE, Unreadable
 
 __all__ = ["AvroDecoder", "ProtobufDecoder"]
 

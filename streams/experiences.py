@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from streamwise.streams.errors import UsageError, nearest
 from streamwise.streams.sample import Example, Position
 
-__all__ = ["ExperienceStream", "Labelled", "Segment"]
+__all__ = ["ExperienceStream", "Labelled", "Segment", "read_setting"]
+
+
+def read_setting(url: str, key: str, value: str, known: Mapping[str, Callable[[str], Any]]) -> Any:
+    """Return the value of a URL's setting. known: what reads each. Raises UsageError, which names the URL."""
+    if key not in known:
+        raise UsageError(f"{url}: unknown setting {key!r}.{nearest(key, known)}")
+    try:
+        return known[key](value)
+    except ValueError:
+        raise UsageError(f"{url}: {key}={value} is no number.") from None
+    except KeyError:
+        raise UsageError(f"{url}: {key}={value}; use true or false.") from None
 
 
 class Labelled(NamedTuple):

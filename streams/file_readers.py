@@ -11,18 +11,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO, Literal, get_args
 
-from streamwise.streams.decode import (
-    BAD_TIME,
-    MALFORMED,
-    OVERSIZE,
-    CsvDecoder,
-    Fields,
-    JsonDecoder,
-    RowDecoder,
-    Unreadable,
-    no_column,
-)
+from streamwise.streams.decode import CsvDecoder, JsonDecoder, RowDecoder
 from streamwise.streams.errors import UsageError, meant
+from streamwise.streams.fields import Fields, no_column
+from streamwise.streams.refusals import BAD_TIME, MALFORMED, OVERSIZE, Unreadable
 
 __all__ = [
     "CHUNK",

@@ -13,9 +13,9 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
-from streamwise.streams.decode import Fields
 from streamwise.streams.errors import UsageError, meant
 from streamwise.streams.event import Decoded, Records
+from streamwise.streams.fields import Fields
 from streamwise.streams.file_readers import (
     Decoder,
     Format,

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from streamwise.streams.decode import Fields, JsonDecoder
+from streamwise.streams.decode import JsonDecoder
 from streamwise.streams.errors import UsageError, meant
 from streamwise.streams.event import Decoded, Records
+from streamwise.streams.fields import Fields
 from streamwise.streams.kafka_cluster import ASK_SECONDS, CLOSE_SECONDS, KafkaCluster
 
 __all__ = ["KafkaSource"]

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, BinaryIO
 
-from streamwise.streams.decode import CsvDecoder, Fields, JsonDecoder, Unreadable
+from streamwise.streams.decode import CsvDecoder, JsonDecoder
 from streamwise.streams.errors import UsageError
 from streamwise.streams.event import Decoded, Records
+from streamwise.streams.fields import Fields
 from streamwise.streams.file_readers import (
     CHUNK,
     Format,
@@ -23,6 +24,7 @@ from streamwise.streams.file_readers import (
     csv_decoder,
     trimmed,
 )
+from streamwise.streams.refusals import Unreadable
 
 __all__ = ["StdinSource"]
 

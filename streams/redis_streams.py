@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-from streamwise.streams.decode import MISSING_FIELD, Fields, JsonDecoder, RowDecoder, Unreadable
+from streamwise.streams.decode import JsonDecoder, RowDecoder
 from streamwise.streams.errors import UsageError, meant
 from streamwise.streams.event import Decoded, Records
+from streamwise.streams.fields import Fields
+from streamwise.streams.refusals import MISSING_FIELD, Unreadable
 
 __all__ = ["RedisSource"]
 

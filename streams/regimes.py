@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from streamwise.streams.dead_letters import DeadLetterLog
 from streamwise.streams.errors import UsageError, nearest
 from streamwise.streams.event_stream import EventStream
-from streamwise.streams.experiences import ExperienceStream, Labelled, Segment
+from streamwise.streams.experiences import ExperienceStream, Labelled, Segment, read_setting
 from streamwise.streams.point_processes import HawkesProcess, LogNormalGaps, Process, RenewalProcess
 from streamwise.streams.sources import open_source
 
@@ -110,17 +110,11 @@ def regime_stream(url: str) -> RegimeStream:
     values: dict[str, Any] = {}
     fields: list[tuple[str, str]] = []
     for key, value in parse_qsl(query, keep_blank_values=True):
-        if key not in known:
-            raise UsageError(f"{url}: unknown setting {key!r}.{nearest(key, known)}")
+        read = read_setting(url, key, value, known)
         if of_file and key in _FIELDS:
-            fields.append((key, value))
-            continue
-        try:
-            values[key] = known[key](value)
-        except ValueError:
-            raise UsageError(f"{url}: {key}={value} is no number.") from None
-        except KeyError:
-            raise UsageError(f"{url}: {key}={value}; use true or false.") from None
+            fields.append((key, read))
+        else:
+            values[key] = read
     if of_file and fields:
         source = f"{source}?{urlencode(fields)}"
     try:

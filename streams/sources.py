@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, get_args
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
-from streamwise.streams.decode import Fields
 from streamwise.streams.errors import UsageError, meant
 from streamwise.streams.event import Decoded, Records, Source
+from streamwise.streams.fields import Fields
 from streamwise.streams.file_readers import Format
 from streamwise.streams.files import FileSource
 from streamwise.streams.pipes import StdinSource

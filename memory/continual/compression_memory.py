@@ -39,7 +39,7 @@ import torch
 from torch import Tensor, nn
 
 from streamwise.memory.continual.wrapped import Trainable, Wrapped
-from streamwise.memory.retention import mix
+from streamwise.memory.splitmix import mix
 
 __all__ = ["Bank", "CompressionMemory", "Compressor", "Memories"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from streamwise.memory.retention import mix
+from streamwise.memory.splitmix import mix
 
 __all__ = ["generator_of"]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from streamwise.memory.retention import mix
+from streamwise.memory.splitmix import mix
 
 __all__ = ["Reservoir"]
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import json
-import subprocess
 import sys
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
-from envs_support import Player
+from envs_support import Player, check_that_another_process_goes_on, sent
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
@@ -48,11 +44,6 @@ FEATURES = {  # of the observation that an agent gets, by name
 }
 each_name = pytest.mark.parametrize("name", FEATURES)
 SMALL = [name for name in FEATURES if FEATURES[name] < 9000]
-
-
-def sent(snapshot: Any) -> Any:
-    """What arrives of a snapshot that went through a strict JSON file."""
-    return json.loads(json.dumps(snapshot, allow_nan=False, sort_keys=True))
 
 
 def used(name: str) -> Any:
@@ -179,28 +170,7 @@ def test_a_probe_can_be_cut_anywhere(cut, name):
 
 
 def test_another_process_goes_on_bit_for_bit(tmp_path):
-    expected, snapshots = {}, {}
-    for name in SMALL:
-        player = Player(make(name), seed=3, most=60)
-        player.play(37)
-        snapshots[name] = (capture(player.env), player.generator.bit_generator.state, player.steps)
-        expected[name] = hashlib.sha256(repr(player.play(80)).encode()).hexdigest()
-    (tmp_path / "snapshots.json").write_text(json.dumps(snapshots))
-    code = f"""if True:
-        import hashlib, json, sys
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
-        from envs_support import Player
-        from streamwise.envs import make, restore
-        for name, (snapshot, generator, steps) in json.load(open("snapshots.json")).items():
-            player = Player(make(name, seed=7), most=60)
-            restore(player.env, snapshot)
-            player.seed, player.steps, player.generator.bit_generator.state = None, steps, generator
-            print(name, hashlib.sha256(repr(player.play(80)).encode()).hexdigest())
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=120
-    )
-    assert dict(line.split() for line in done.stdout.splitlines()) == expected
+    check_that_another_process_goes_on(tmp_path, SMALL, most=60, before=37, after=80)
 
 
 def test_a_stream_that_seeks_a_position_goes_on_bit_for_bit():

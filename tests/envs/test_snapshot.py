@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
-import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
-from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
-from envs_support import Player
-from gymnasium import spaces
+from envs_support import Player, check_that_another_process_goes_on, sent
 from gymnasium.envs.classic_control import CartPoleEnv
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from snapshot_support import Case, Walk, named, same_examples, with_leaf
 
 from streamwise.envs import (
-    EnvironmentStream,
     NoSnapshotError,
     capture,
     environment_names,
@@ -32,11 +24,7 @@ from streamwise.envs import (
     why_not,
 )
 from streamwise.envs.snapshot import attributes, set_attributes
-from streamwise.streams import Transition, UsageError
-
-same_examples = settings(max_examples=40, deadline=None, derandomize=True)
-
-Case = tuple[str, dict[str, Any]]  # a name and its options
+from streamwise.streams import UsageError
 
 
 def registered(module: str, ending: str = "") -> list[Case]:
@@ -53,7 +41,11 @@ PURE_PYTHON = [
     ("Taxi-v4", {"fickle_passenger": True, "is_rainy": True}),
     *((f"MinAtar/{game}-v1", {}) for game in ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")),
 ]
+
+
 MUJOCO = [*registered("mujoco", "-v5"), ("HalfCheetah-v4", {}), ("Ant-v5", {"time_feature": True})]
+
+
 DM_CONTROL = [
     (f"dm_control/{task}-v0", {})
     for task in (
@@ -62,24 +54,17 @@ DM_CONTROL = [
         "dog-walk", "cartpole-swingup",
     )
 ]  # fmt: skip
+
+
 ATARI = [
     ("ALE/Pong-v5", {}),
     ("ALE/Breakout-v5", {"episodic_life": True}),
     ("ALE/Breakout-v5", {"episodic_life": True, "max_episode_steps": 9}),
     ("PongNoFrameskip-v4", {}),
 ]
+
+
 ALL = [*PURE_PYTHON, *MUJOCO, *DM_CONTROL, *ATARI]
-
-
-def named(cases: list[Case]) -> Any:
-    return pytest.mark.parametrize(
-        ("name", "options"), cases, ids=[" ".join(map(str, (name, *options))) for name, options in cases]
-    )
-
-
-def sent(snapshot: Any) -> Any:
-    """What arrives of a snapshot that went through a strict JSON file."""
-    return json.loads(json.dumps(snapshot, allow_nan=False, sort_keys=True))  # as a checkpoint stores it
 
 
 def used(name: str, options: dict[str, Any]) -> Any:
@@ -148,28 +133,7 @@ ACROSS_PROCESSES = ["CartPole-v1", "Ant-v5", "dm_control/walker-run-v0", "dm_con
 
 
 def test_another_process_goes_on_bit_for_bit(tmp_path):
-    expected, snapshots = {}, {}
-    for name in ACROSS_PROCESSES:
-        player = Player(make(name), seed=3)
-        player.play(20)
-        snapshots[name] = (capture(player.env), player.generator.bit_generator.state, player.steps)
-        expected[name] = hashlib.sha256(repr(player.play(50)).encode()).hexdigest()
-    (tmp_path / "snapshots.json").write_text(json.dumps(snapshots))
-    code = f"""if True:
-        import hashlib, json, sys
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
-        from envs_support import Player
-        from streamwise.envs import make, restore
-        for name, (snapshot, generator, steps) in json.load(open("snapshots.json")).items():
-            player = Player(make(name, seed=7))
-            restore(player.env, snapshot)
-            player.seed, player.steps, player.generator.bit_generator.state = None, steps, generator
-            print(name, hashlib.sha256(repr(player.play(50)).encode()).hexdigest())
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=120
-    )
-    assert dict(line.split() for line in done.stdout.splitlines()) == expected
+    check_that_another_process_goes_on(tmp_path, ACROSS_PROCESSES)
 
 
 @named(DM_CONTROL)
@@ -254,23 +218,6 @@ def test_every_environment_of_the_family_goes_on_bit_for_bit(family):
 
 
 # --- what cannot be captured -------------------------------------------------------------------------------
-
-
-class Walk(gymnasium.Env[Any, Any]):
-    """A random walk that ends at 5."""
-
-    observation_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
-    action_space: spaces.Space[Any] = spaces.Discrete(2)
-    place = 0.0
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
-        super().reset(seed=seed)
-        self.place = 0.0
-        return np.float32([self.place]), {}
-
-    def step(self, action: Any) -> Any:
-        self.place += self.np_random.normal() + action
-        return np.float32([self.place]), self.place, self.place > 5.0, False, {}
 
 
 class WalkWithSnapshot(Walk):
@@ -417,15 +364,6 @@ def leaves(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     yield from inner or [path]
 
 
-def with_leaf(snapshot: Any, path: tuple[Any, ...], value: Any) -> Any:
-    changed = copy.deepcopy(snapshot)
-    node = changed
-    for key in path[:-1]:
-        node = node[key]
-    node[path[-1]] = value
-    return changed
-
-
 DAMAGED = ["CartPole-v1", "Taxi-v4", "Reacher-v5", "dm_control/point_mass-hard-v0", "ALE/Pong-v5"]
 
 
@@ -483,113 +421,3 @@ def test_what_does_not_fit_is_named(name, path, value, says):
 @pytest.mark.parametrize("snapshot", [None, {}, [], "x", {"format": 1}])
 def test_what_is_no_snapshot_is_refused(snapshot):
     assert refused(make("CartPole-v1"), snapshot)
-
-
-# --- streams -----------------------------------------------------------------------------------------------
-
-
-def random_policy(seed: int, env: Any) -> Any:
-    """Actions that depend on the observation and on how many were chosen before."""
-    generator = np.random.default_rng(seed)
-
-    def act(observation: Any) -> Any:
-        if isinstance(env.action_space, spaces.Discrete):
-            return int(generator.integers(env.action_space.n))
-        return generator.uniform(-1, 1, env.action_space.shape).astype(np.float32)
-
-    act.generator = generator  # type: ignore[attr-defined]
-    return act
-
-
-def bits(transitions: list[Transition]) -> list[tuple[Any, ...]]:
-    return [
-        tuple((np.asarray(part).dtype.str, np.asarray(part).tobytes()) for part in transition)
-        for transition in transitions
-    ]
-
-
-@named([("CartPole-v1", {}), ("HalfCheetah-v5", {"max_episode_steps": 20}), ("dm_control/fish-swim-v0", {}),
-        ("ALE/Breakout-v5", {"episodic_life": True}), ("MinAtar/Breakout-v1", {})])  # fmt: skip
-@pytest.mark.parametrize("steps", [0, 1, 20, 33])
-def test_a_stream_that_seeks_a_position_goes_on_bit_for_bit(name, options, steps):
-    original = EnvironmentStream(env := make(name, seed=1, **options), random_policy(1, env), seed=4)
-    list(islice(original, steps))
-    position = sent(original.position)
-    other = EnvironmentStream(env := make(name, seed=2, **options), random_policy(1, env), seed=5)
-    list(islice(other, 7))
-    other.seek(position)
-    other.act.generator.bit_generator.state = original.act.generator.bit_generator.state  # type: ignore[attr-defined]
-    assert sent(other.position) == position
-    assert bits(list(islice(other, 60))) == bits(list(islice(original, 60)))
-    assert sent(other.position) == sent(original.position)
-
-
-@same_examples
-@given(steps=st.integers(0, 200))
-def test_every_position_of_a_stream_is_followed_by_the_same_transitions(steps):
-    policies = [random_policy(3, env := make("CartPole-v1")) for _ in range(2)]
-    original = EnvironmentStream(make("CartPole-v1"), policies[0], seed=steps)
-    list(islice(original, steps))
-    policies[1].generator.bit_generator.state = policies[0].generator.bit_generator.state
-    other = EnvironmentStream(env, policies[1])
-    other.seek(sent(original.position))
-    assert bits(list(islice(other, 50))) == bits(list(islice(original, 50)))
-
-
-def test_at_an_episodes_end_the_position_is_of_the_world_before_the_reset():
-    stream = EnvironmentStream(make("CartPole-v1"), lambda observation: 0, seed=1)
-    for transition in stream:
-        if transition.terminated:
-            break
-    assert stream.position["observation"] is None
-    assert stream.position["reset_seed"] is None
-    other = EnvironmentStream(make("CartPole-v1", seed=8), lambda observation: 0)
-    other.seek(sent(stream.position))
-    assert bits([next(iter(other))]) == bits([next(iter(stream))])
-
-
-def test_a_sought_observation_may_be_written_to_without_changing_the_position():
-    stream = EnvironmentStream(make("CartPole-v1"), lambda observation: 0)
-    list(islice(stream, 3))
-    position = stream.position
-    before = sent(position)
-    stream.seek(position)
-    next(iter(stream)).observation[:] = 7.0
-    assert position == before
-
-
-def test_a_stream_without_snapshots_says_why_and_starts_a_new_episode():
-    stream = EnvironmentStream(Walk(), lambda observation: 0, seed=2)
-    list(islice(stream, 3))
-    assert set(stream.position) == {"seed", "episode", "step"}
-    assert "Walk cannot be captured" in str(stream.why_no_snapshot)
-    stream.seek(stream.position)
-    assert next(iter(stream)).observation.tolist() == [0.0]
-    assert EnvironmentStream(make("CartPole-v1"), lambda observation: 0).why_no_snapshot is None
-
-
-def test_a_closed_stream_has_a_position_without_the_environment():
-    stream = EnvironmentStream(make("dm_control/cheetah-run-v0"), lambda observation: np.zeros(6))
-    list(islice(stream, 2))
-    stream.close()
-    assert set(stream.position) == {"seed", "episode", "step"}
-
-
-@pytest.mark.parametrize(
-    ("path", "value"),
-    [
-        (("environment",), {}),
-        (("observation",), {"kind": "array"}),
-        (("observation", "shape"), [2, 2]),
-        (("observation", "bytes"), "AAAA"),
-        (("reset_seed",), "x"),
-        (("seed",), None),
-    ],
-)
-def test_a_position_that_does_not_fit_is_refused_and_the_stream_stays_where_it_was(path, value):
-    stream = EnvironmentStream(make("CartPole-v1"), lambda observation: 0)
-    list(islice(stream, 3))
-    position = sent(stream.position)
-    with pytest.raises(UsageError, match=r"^[^\n]{1,400}$"):
-        stream.seek(with_leaf(position, path, value))
-    assert sent(stream.position) == position

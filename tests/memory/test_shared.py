@@ -16,7 +16,6 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from streamwise.memory import segments
 from streamwise.memory.episode import EpisodeMemory
 from streamwise.memory.retention import Reservoir, Ring
 from streamwise.memory.shared import MemoryLink, NotOpenError, OpenedAgainError, SharedMemory
@@ -260,7 +259,7 @@ def test_what_a_full_disk_took_of_many_chunks_is_not_there_twice(tmp_path, monke
         left -= len(data) // memory.store._record.itemsize
         return write(file, data, offset)
 
-    monkeypatch.setattr(segments.os, "pwrite", fills_up)
+    monkeypatch.setattr(os, "pwrite", fills_up)
     with pytest.raises(OSError, match="No space left") as caught:
         writer.exchange(memory)
     writer.lost(str(caught.value))

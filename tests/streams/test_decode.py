@@ -13,20 +13,18 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from streamwise.streams.decode import (
+from streamwise.streams.decode import CsvDecoder, JsonDecoder, RowDecoder
+from streamwise.streams.errors import UsageError
+from streamwise.streams.fields import Fields
+from streamwise.streams.refusals import (
     BAD_TIME,
     BAD_VALUE,
     MALFORMED,
     MISSING_FIELD,
     OVERSIZE,
     UNKNOWN_VERSION,
-    CsvDecoder,
-    Fields,
-    JsonDecoder,
-    RowDecoder,
     Unreadable,
 )
-from streamwise.streams.errors import UsageError
 
 REASONS = {MALFORMED, MISSING_FIELD, BAD_VALUE, BAD_TIME, OVERSIZE, UNKNOWN_VERSION}
 COLUMNS = ["time", "type", "key"]

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamwise.streams import UsageError
-from streamwise.streams.decode import Fields
 from streamwise.streams.decode_binary import AvroDecoder, ProtobufDecoder
+from streamwise.streams.fields import Fields
 
 SCHEMA = {
     "type": "record",

@@ -6,12 +6,13 @@ import io
 import os
 
 import pytest
-from test_files import NOBODY, events_of, read, some_events, text_of
+from files_support import NOBODY, events_of, read, some_events, text_of
 
-from streamwise.streams.decode import OVERSIZE, Fields
 from streamwise.streams.errors import UsageError
 from streamwise.streams.event import Event
+from streamwise.streams.fields import Fields
 from streamwise.streams.pipes import StdinSource
+from streamwise.streams.refusals import OVERSIZE
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from brokers import redis_server, wait_until
 
 from streamwise.streams import UsageError
-from streamwise.streams.decode import Fields
+from streamwise.streams.fields import Fields
 
 redis = pytest.importorskip("redis")
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from living import arrays, live, same
+from living import arrays, check_going_on, check_state, live, numbers_kept, other_generators_left_alone, same
 from scipy import stats
 from test_methods import CLASSES, FEATURES, base, examples
 from torch import nn
@@ -95,43 +95,32 @@ def accuracy(learner, classes):
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(split=st.integers(0, 70), boundaries=st.sets(st.integers(0, 69), max_size=3))
 def test_it_goes_on_where_it_was(name, split, boundaries):
-    whole, first, again = (METHODS[name]() for _ in range(3))
-    stream = examples(70)
-    seen = live(whole, stream, boundaries)
-    live(first, stream[:split], boundaries)
-    again.load_state_dict(first.state_dict())
-    later = {number - split for number in boundaries if number >= split}
-    assert live(again, stream[split:], later) == seen[split:]
-    same(again.state_dict(), whole.state_dict())
+    check_going_on(METHODS[name], examples(70), split, boundaries)
 
 
 @every_kind
 def test_scoring_changes_nothing_and_a_state_is_a_copy(name):
     learner = METHODS[name]()
     live(learner, examples(43), {20})
-    state = learner.state_dict()
-    kept = {key: value.clone() for key, value in state.items()}
-    learner.scores(torch.randn(30, FEATURES))
-    learner.loss(*arrays(examples(7)))
-    same(learner.state_dict(), kept)
-    live(learner, examples(40, seed=1), {20})
-    same(state, kept)
+
+    def score():
+        learner.scores(torch.randn(30, FEATURES))
+        learner.loss(*arrays(examples(7)))
+
+    check_state(learner, score, lambda: live(learner, examples(40, seed=1), {20}))
 
 
 @every_kind
 def test_what_it_keeps_is_bounded_and_other_generators_are_left_alone(name):
-    torch.manual_seed(1)
-    expected = torch.rand(2)
-    torch.manual_seed(1)
-    learner = METHODS[name]()
-    learner.train_on(torch.rand(40, FEATURES, generator=torch.Generator().manual_seed(0)), episodes=2)
-    live(learner, examples(100), range(3, 88, 20))
-    size = sum(value.numel() for value in learner.state_dict().values())
-    live(learner, examples(210, seed=2), {30, 60, 90, 120})
-    learner._inputs, learner._targets = learner._inputs[:0], learner._targets[:0]
-    assert sum(value.numel() for value in learner.state_dict().values()) <= size
-    assert len(learner.bank) == 6
-    assert torch.equal(torch.rand(2), expected)
+    with other_generators_left_alone():
+        learner = METHODS[name]()
+        learner.train_on(torch.rand(40, FEATURES, generator=torch.Generator().manual_seed(0)), episodes=2)
+        live(learner, examples(100), range(3, 88, 20))
+        size = numbers_kept(learner)
+        live(learner, examples(210, seed=2), {30, 60, 90, 120})
+        learner._inputs, learner._targets = learner._inputs[:0], learner._targets[:0]
+        assert numbers_kept(learner) <= size
+        assert len(learner.bank) == 6
 
 
 @every_kind

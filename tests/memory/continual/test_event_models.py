@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-from event_worlds import LENGTH, TYPES, base, windows
+from event_worlds import LENGTH, TYPES, base, learned, windows
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from living import arrays, live, same
+from living import arrays, check_going_on, check_state, live, numbers_kept, other_generators_left_alone
 from torch import nn
 
 from streamwise.agents.classifier import Classifier
-from streamwise.agents.window_tpp import WindowTPP, WindowTPPConfig
 from streamwise.memory.continual.consolidation import ConsolidateEvery
 from streamwise.memory.continual.ewc import OnlineEWC
 from streamwise.memory.continual.prioritized_finetuning import PrioritizedFinetuning, sensitive_modules
@@ -21,8 +19,6 @@ from streamwise.memory.continual.regime_adapters import RegimeAdapters
 from streamwise.memory.continual.replay import Replay
 from streamwise.memory.continual.state_bottleneck import StateBottleneck
 from streamwise.memory.continual.type_relations import TypeRelations
-from streamwise.runs.continual_metrics import lost_on_leaving
-from streamwise.streams.regimes import regime_stream
 
 
 def bottleneck(learner, **changes):
@@ -65,41 +61,30 @@ every_method = pytest.mark.parametrize("name", METHODS)
 @settings(max_examples=5, deadline=None, derandomize=True)
 @given(split=st.integers(0, 24), boundaries=st.sets(st.integers(0, 23), max_size=2))
 def test_it_goes_on_where_it_was(name, split, boundaries):
-    whole, first, again = (METHODS[name]() for _ in range(3))
-    stream = windows(24)
-    seen = live(whole, stream, boundaries)
-    live(first, stream[:split], boundaries)
-    again.load_state_dict(first.state_dict())
-    later = {number - split for number in boundaries if number >= split}
-    assert live(again, stream[split:], later) == seen[split:]
-    same(again.state_dict(), whole.state_dict())
+    check_going_on(METHODS[name], windows(24), split, boundaries)
 
 
 @every_method
 def test_scoring_changes_nothing_and_a_state_is_a_copy(name):
     learner = METHODS[name]()
     live(learner, windows(25), {14})
-    state = learner.state_dict()
-    kept = {key: value.clone() for key, value in state.items()}
-    inputs, targets = arrays(windows(7))
-    learner.scores(inputs)
-    learner.loss(inputs, targets)
-    same(learner.state_dict(), kept)
-    live(learner, windows(20, seed=1), {10})
-    same(state, kept)
+
+    def score():
+        inputs, targets = arrays(windows(7))
+        learner.scores(inputs)
+        learner.loss(inputs, targets)
+
+    check_state(learner, score, lambda: live(learner, windows(20, seed=1), {10}))
 
 
 @every_method
 def test_what_it_keeps_is_bounded_and_other_generators_are_left_alone(name):
-    torch.manual_seed(1)
-    expected = torch.rand(2)
-    torch.manual_seed(1)
-    learner = METHODS[name]()
-    live(learner, windows(33), {6, 15})
-    size = sum(value.numel() for value in learner.state_dict().values())
-    live(learner, windows(60, seed=2), {10, 20, 30})
-    assert sum(value.numel() for value in learner.state_dict().values()) == size
-    assert torch.equal(torch.rand(2), expected)
+    with other_generators_left_alone():
+        learner = METHODS[name]()
+        live(learner, windows(33), {6, 15})
+        size = numbers_kept(learner)
+        live(learner, windows(60, seed=2), {10, 20, 30})
+        assert numbers_kept(learner) == size
 
 
 @every_method
@@ -284,29 +269,13 @@ def test_what_is_no_model_of_events_is_refused():
 # ---- that it helps
 
 
-def learned(around):
-    """Return the mean log-likelihood of three regimes at the end, and what was lost of them on leaving."""
-    stream = regime_stream("regimes:synthetic?pattern=ABC&types=4&length=10&windows=80&seed=3")
-    model = WindowTPP(4, WindowTPPConfig(width=6, length=10, unit=stream.unit, step_size=0.02), seed=3)
-    learner, samples = around(model), iter(stream)
-    tests = [torch.from_numpy(test.features) for test in stream.tests]
-    looks, rows = [], []
-    for segment in stream.segments:
-        while stream.position["example"] < segment.stop:
-            learner.learn_one(next(samples))
-        learner.consolidate()
-        looks.append(segment.stop)
-        rows.append([model.log_likelihood(test) for test in tests])
-    return np.mean(rows[-1]), lost_on_leaving(looks, rows, stream.segments)
-
-
 def test_more_is_known_at_the_end_and_less_is_lost_on_the_way():
-    mean, lost = learned(lambda learner: learner)
+    mean, lost = learned(lambda learner: learner, "ABC")
     assert lost > 0.2
     for around in (
         lambda learner: Replay(learner, capacity=50, count=4),
         lambda learner: bottleneck(learner, warm_up=80, books=16, pairs=64, key_windows=64, key_epochs=10),
     ):
-        mean_of_it, lost_of_it = learned(around)
+        mean_of_it, lost_of_it = learned(around, "ABC")
         assert mean_of_it > mean + 0.05
         assert lost_of_it < 0.3 * lost

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from living import arrays, live, same
+from living import arrays, check_going_on, check_state, live, numbers_kept, other_generators_left_alone, same
 from test_methods import CLASSES, FEATURES, base, examples
 from torch import nn
 
@@ -57,41 +57,30 @@ def moved(before, after):
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(split=st.integers(0, 70), boundaries=st.sets(st.integers(0, 69), max_size=5))
 def test_it_goes_on_where_it_was(name, split, boundaries):
-    whole, first, again = (METHODS[name]() for _ in range(3))
-    stream = examples(35, classes=[0, 1]) + examples(35, seed=1)
-    seen = live(whole, stream, boundaries)
-    live(first, stream[:split], boundaries)
-    again.load_state_dict(first.state_dict())
-    rest = {number - split for number in boundaries if number >= split}
-    assert live(again, stream[split:], rest) == seen[split:]
-    same(again.state_dict(), whole.state_dict())
+    check_going_on(METHODS[name], examples(35, classes=[0, 1]) + examples(35, seed=1), split, boundaries)
 
 
 @every_method
 def test_scoring_changes_nothing_and_a_state_is_a_copy(name):
     learner = lived(METHODS[name]())
-    state = learner.state_dict()
-    kept = {key: value.clone() for key, value in state.items()}
-    inputs = torch.randn(30, FEATURES)
-    said = [learner.scores(inputs) for _ in range(20)]
-    learner.loss(*arrays(examples(7)))
-    assert all(torch.equal(one, said[0]) for one in said)
-    same(learner.state_dict(), kept)
-    lived(learner)
-    same(state, kept)
+
+    def score():
+        inputs = torch.randn(30, FEATURES)
+        said = [learner.scores(inputs) for _ in range(20)]
+        learner.loss(*arrays(examples(7)))
+        assert all(torch.equal(one, said[0]) for one in said)
+
+    check_state(learner, score, lambda: lived(learner))
 
 
 @every_method
 def test_what_it_keeps_is_bounded_and_other_generators_are_left_alone(name):
-    torch.manual_seed(1)
-    expected = torch.rand(2)
-    torch.manual_seed(1)
-    learner = METHODS[name]()
-    live(learner, examples(100), range(3, 88, 3))
-    size = sum(value.numel() for value in learner.state_dict().values())
-    live(learner, examples(200, seed=2), {30, 60, 90, 120})
-    assert sum(value.numel() for value in learner.state_dict().values()) == size
-    assert torch.equal(torch.rand(2), expected)
+    with other_generators_left_alone():
+        learner = METHODS[name]()
+        live(learner, examples(100), range(3, 88, 3))
+        size = numbers_kept(learner)
+        live(learner, examples(200, seed=2), {30, 60, 90, 120})
+        assert numbers_kept(learner) == size
 
 
 @every_method

@@ -7,20 +7,18 @@ import math
 import numpy as np
 import pytest
 import torch
-from event_worlds import LENGTH, TYPES, base, windows
+from event_worlds import LENGTH, TYPES, base, learned, windows
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from living import arrays, live, same
+from living import arrays, check_going_on, check_state, live, numbers_kept, other_generators_left_alone, same
 
 from streamwise.agents.classifier import Classifier
 from streamwise.agents.tpp_training import SCORING
-from streamwise.agents.window_tpp import WindowTPP, WindowTPPConfig
+from streamwise.agents.window_tpp import WindowTPP
 from streamwise.memory.continual.ewc import OnlineEWC
 from streamwise.memory.continual.prioritized_finetuning import PrioritizedFinetuning
 from streamwise.memory.continual.regime_adapters import RegimeAdapters, log_posteriors
 from streamwise.memory.continual.replay import Replay
-from streamwise.runs.continual_metrics import lost_on_leaving
-from streamwise.streams.regimes import regime_stream
 
 GAPS = 10.0, 1.0, 100.0  # of three regimes, in seconds
 
@@ -102,41 +100,30 @@ def parts_of(model, adapter):
 @settings(max_examples=3, deadline=None, derandomize=True)
 @given(split=st.integers(0, 24), boundaries=st.sets(st.integers(0, 23), max_size=3))
 def test_it_goes_on_where_it_was(name, split, boundaries):
-    whole, first, again = (METHODS[name]() for _ in range(3))
-    stream = windows(12) + windows(12, seed=1, gap=1.0)
-    seen = live(whole, stream, boundaries)
-    live(first, stream[:split], boundaries)
-    again.load_state_dict(first.state_dict())
-    later = {number - split for number in boundaries if number >= split}
-    assert live(again, stream[split:], later) == seen[split:]
-    same(again.state_dict(), whole.state_dict())
+    check_going_on(METHODS[name], windows(12) + windows(12, seed=1, gap=1.0), split, boundaries)
 
 
 @every_method
 def test_scoring_changes_nothing_and_a_state_is_a_copy(name):
     learner = lived(METHODS[name](), count=13)
-    state = learner.state_dict()
-    kept = {key: value.clone() for key, value in state.items()}
-    inputs, targets = arrays(windows(7))
-    said = [(learner.scores(inputs), inside(learner).log_likelihood(inputs)) for _ in range(3)]
-    learner.loss(inputs, targets)
-    assert all(torch.equal(scores, said[0][0]) and mean == said[0][1] for scores, mean in said)
-    same(learner.state_dict(), kept)
-    lived(learner)
-    same(state, kept)
+
+    def score():
+        inputs, targets = arrays(windows(7))
+        said = [(learner.scores(inputs), inside(learner).log_likelihood(inputs)) for _ in range(3)]
+        learner.loss(inputs, targets)
+        assert all(torch.equal(scores, said[0][0]) and mean == said[0][1] for scores, mean in said)
+
+    check_state(learner, score, lambda: lived(learner))
 
 
 @every_method
 def test_what_it_keeps_is_bounded_and_other_generators_are_left_alone(name):
-    torch.manual_seed(1)
-    expected = torch.rand(2)
-    torch.manual_seed(1)
-    learner = METHODS[name]()
-    live(learner, windows(33), {6, 15})
-    size = sum(value.numel() for value in learner.state_dict().values())
-    live(learner, windows(60, seed=2), {10, 20, 30, 40})
-    assert sum(value.numel() for value in learner.state_dict().values()) == size
-    assert torch.equal(torch.rand(2), expected)
+    with other_generators_left_alone():
+        learner = METHODS[name]()
+        live(learner, windows(33), {6, 15})
+        size = numbers_kept(learner)
+        live(learner, windows(60, seed=2), {10, 20, 30, 40})
+        assert numbers_kept(learner) == size
 
 
 # ---- the mixture
@@ -383,22 +370,6 @@ def test_what_it_cannot_be_put_around_is_refused():
 
 
 # ---- that it helps
-
-
-def learned(around, pattern):
-    """Return the mean log-likelihood of the regimes at the end, and what was lost of them on leaving."""
-    stream = regime_stream(f"regimes:synthetic?pattern={pattern}&types=4&length=10&windows=80&seed=3")
-    model = WindowTPP(4, WindowTPPConfig(width=6, length=10, unit=stream.unit, step_size=0.02), seed=3)
-    learner, samples = around(model), iter(stream)
-    tests = [torch.from_numpy(test.features) for test in stream.tests]
-    looks, rows = [], []
-    for segment in stream.segments:
-        while stream.position["example"] < segment.stop:
-            learner.learn_one(next(samples))
-        learner.consolidate()
-        looks.append(segment.stop)
-        rows.append([model.log_likelihood(test) for test in tests])
-    return np.mean(rows[-1]), lost_on_leaving(looks, rows, stream.segments)
 
 
 @pytest.mark.parametrize("pattern", ["ABC", "ABA"])
