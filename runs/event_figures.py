@@ -13,7 +13,8 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
-from streamwise.runs.event_run_data import Baseline, Compared, EventRun
+from streamwise.runs.event_compared import Compared
+from streamwise.runs.event_run_data import Baseline, EventRun
 from streamwise.runs.figures import (
     COLOURS,
     MUTED,

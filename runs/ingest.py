@@ -27,6 +27,7 @@ from streamwise.runs.saver import Saver
 from streamwise.runs.train import is_unused
 from streamwise.streams import UsageError
 from streamwise.streams.dead_letters import DeadLetterLog
+from streamwise.streams.event import Source
 from streamwise.streams.event_stream import EventBatch, EventStream
 from streamwise.streams.sources import open_source
 
@@ -125,36 +126,12 @@ def _run(
 ) -> IngestResult:
     directory = config.directory
     with ExitStack() as stack:
-        sources = []
-        for number, url in enumerate(config.sources):
-            source = open_source(
-                url,
-                follow=config.follow,
-                until_end=config.until_end,
-                group=f"streamwise-{config.group}",
-                only=config.partitions_of(number),
-            )
-            stack.callback(source.close)
-            sources.append(source)
+        sources = _open_sources(config, stack)
         if checkpoint is None:
             for name in _REST:  # what a run left that was killed before its first checkpoint
                 (directory / name).unlink(missing_ok=True)
         save_ingest(config, directory)
-        also = _kafka_letters(config, stack)
-        dead_letters = DeadLetterLog(
-            directory / "dead_letters.jsonl", also=also, limit=config.max_dead_letters
-        )
-        stack.callback(dead_letters.close)
-        stream = EventStream(
-            sources,
-            dead_letters,
-            lateness=config.lateness,
-            buffer=config.buffer,
-            idle_seconds=config.idle_seconds,
-            until_end=config.until_end,
-            most=config.events,
-            numbered=True if config.partitions is not None else None,
-        )
+        stream = _merged(config, sources, stack)
         model = event_model_class(config.model)(
             config.settings, backend=config.backend, keys_path=directory / "keys.sqlite"
         )
@@ -163,24 +140,17 @@ def _run(
         recorder = stack.enter_context(
             EventRecorder(directory, model, stream, interval=config.interval, time_unit=config.time_unit)
         )
+        run = LiveRun(config, model, stream, recorder)
         notes = [_backend_of(model)]
-        generations: dict[int, int] = {}  # of the keys' file, by the step of the checkpoint that needs it
         if checkpoint is not None:
-            model.load_state_dict(checkpoint.state)
-            position = checkpoint.meta["position"]
-            stream.seek(position)
-            recorder.resume(checkpoint.meta["recorder"])
-            notes.append(f"goes on after {recorder.step:,} events")
-            if "stdin" in position["partitions"]:
-                warnings.warn("what is piped now is taken for what follows what was learned.", stacklevel=2)
+            notes.append(_go_on(run, checkpoint))
         saver = Saver(
             checkpoints,
             recorder,
             last_good_step=None if checkpoint is None else recorder.step,
             fail_at_once=config.fail_on_save_error,
         )
-        run = LiveRun(config, model, stream, recorder)
-        saved_at, saved_records = time.monotonic(), stream.records
+        saving = _Saving(run, saver)
 
         def learn_batch(batch: EventBatch) -> Array:
             with run.lock:
@@ -189,31 +159,6 @@ def _run(
                 for watcher in run.watchers:
                     watcher(batch, scores)
             return scores
-
-        def save_checkpoint(last: bool = False) -> None:
-            nonlocal saved_at, saved_records
-            with run.lock:
-                generation = model.keys.generation
-                state = model.state_dict()
-                check_finite(state, "please report the settings and what came last")
-                position = {**stream.position, "keys_generation": generation}
-            meta = {**describe(model), "position": position, "recorder": recorder.state()}
-            saver.save(state, meta, last=last)
-            saved_at, saved_records = time.monotonic(), stream.records
-            commit()
-
-        def commit() -> None:
-            durable = saver.newly_durable()
-            if durable is None:
-                return
-            stream.commit(durable)
-            generations[durable["released"]] = durable["keys_generation"]
-            # None is listed in the instant in which the only one is replaced.
-            oldest = min(checkpoints.steps(), default=durable["released"])
-            if oldest in generations:
-                model.keys.forget_before(generations[oldest])
-            for step in [step for step in generations if step < oldest]:
-                del generations[step]
 
         notes += _serve(run, stack)
         shown = new_display(run, ", ".join(notes))
@@ -225,18 +170,15 @@ def _run(
 
         def show() -> None:
             shown.update()
-            commit()
+            saving.commit()
 
-        try:
+        with saver:
             step = learn(
                 stream.batches(),
                 learn_batch,
                 record=lambda batch, scores: None,
-                checkpoint=save_checkpoint,
-                due=lambda step: (
-                    stream.records > saved_records
-                    and time.monotonic() - saved_at >= config.checkpoint_seconds
-                ),
+                checkpoint=saving.save,
+                due=saving.is_due,
                 show=show,
                 stop=stop,
                 step=recorder.step,
@@ -244,15 +186,98 @@ def _run(
             )
             if stop.signal is None:
                 recorder.finish()
-                save_checkpoint(last=True)
-        except KeyboardInterrupt:  # a second Ctrl-C: at once, like a kill
-            raise
-        except BaseException:
-            saver.close()
-            raise
-        saver.close()
-        commit()
-        return IngestResult(directory, step, recorder.scores.scores(), dict(dead_letters.counts), stop.signal)
+                saving.save(last=True)
+        saving.commit()
+        refused = dict(stream.dead_letters.counts)
+        return IngestResult(directory, step, recorder.scores.scores(), refused, stop.signal)
+
+
+def _open_sources(config: IngestConfig[Any], stack: ExitStack) -> list[Source]:
+    sources = []
+    for number, url in enumerate(config.sources):
+        source = open_source(
+            url,
+            follow=config.follow,
+            until_end=config.until_end,
+            group=f"streamwise-{config.group}",
+            only=config.partitions_of(number),
+        )
+        stack.callback(source.close)
+        sources.append(source)
+    return sources
+
+
+def _merged(config: IngestConfig[Any], sources: Sequence[Source], stack: ExitStack) -> EventStream:
+    """Return the events of all sources in the order of their times."""
+    dead_letters = DeadLetterLog(
+        config.directory / "dead_letters.jsonl",
+        also=_kafka_letters(config, stack),
+        limit=config.max_dead_letters,
+    )
+    stack.callback(dead_letters.close)
+    return EventStream(
+        sources,
+        dead_letters,
+        lateness=config.lateness,
+        buffer=config.buffer,
+        idle_seconds=config.idle_seconds,
+        until_end=config.until_end,
+        most=config.events,
+        numbered=True if config.partitions is not None else None,
+    )
+
+
+def _go_on(run: LiveRun, checkpoint: Checkpoint) -> str:
+    """Put a run where a checkpoint was; return where that is."""
+    run.model.load_state_dict(checkpoint.state)
+    position = checkpoint.meta["position"]
+    run.stream.seek(position)
+    run.recorder.resume(checkpoint.meta["recorder"])
+    if "stdin" in position["partitions"]:
+        warnings.warn("what is piped now is taken for what follows what was learned.", stacklevel=2)
+    return f"goes on after {run.recorder.step:,} events"
+
+
+class _Saving:
+    """Has a run's checkpoints written when they are due, and lets go of what only older ones needed."""
+
+    def __init__(self, run: LiveRun, saver: Saver) -> None:
+        self.run, self.saver = run, saver
+        self._saved_at, self._saved_records = time.monotonic(), run.stream.records
+        # Of the keys' file, by the step of the checkpoint that needs it.
+        self._generations: dict[int, int] = {}
+
+    def is_due(self, step: int) -> bool:
+        """Return whether there is something new to keep, and it is time to."""
+        is_time = time.monotonic() - self._saved_at >= self.run.config.checkpoint_seconds
+        return is_time and self.run.stream.records > self._saved_records
+
+    def save(self, last: bool = False) -> None:
+        """Have a checkpoint written of how things are."""
+        model, stream = self.run.model, self.run.stream
+        with self.run.lock:
+            generation = model.keys.generation
+            state = model.state_dict()
+            check_finite(state, "please report the settings and what came last")
+            position = {**stream.position, "keys_generation": generation}
+        meta = {**describe(model), "position": position, "recorder": self.run.recorder.state()}
+        self.saver.save(state, meta, last=last)
+        self._saved_at, self._saved_records = time.monotonic(), stream.records
+        self.commit()
+
+    def commit(self) -> None:
+        """Tell sources and keys what is on disk since the last time."""
+        durable = self.saver.newly_durable()
+        if durable is None:
+            return
+        self.run.stream.commit(durable)
+        self._generations[durable["released"]] = durable["keys_generation"]
+        # None is listed in the instant in which the only one is replaced.
+        oldest = min(self.saver.checkpoints.steps(), default=durable["released"])
+        if oldest in self._generations:
+            self.run.model.keys.forget_before(self._generations[oldest])
+        for step in [step for step in self._generations if step < oldest]:
+            del self._generations[step]
 
 
 def _last_time(model: EventModel, key: str) -> float:

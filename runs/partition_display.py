@@ -3,47 +3,36 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console, Group
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from streamwise.runs.ingest_config import IngestConfig
 from streamwise.runs.partitions import Arrangement
+from streamwise.runs.table_display import TableDisplay
 
 if TYPE_CHECKING:
     from streamwise.runs.partitioned import Slot
 
 __all__ = ["PartitionDisplay"]
 
-_TERMINAL_INTERVAL_SECONDS, _PLAIN_INTERVAL_SECONDS = 0.5, 10.0
 
-
-class PartitionDisplay:
+class PartitionDisplay(TableDisplay):
     """Shows of every worker its partitions, events, speed, lag and restarts, and the sums."""
 
     def __init__(self, config: IngestConfig[Any], arrangement: Arrangement, console: Console) -> None:
-        self.console, self.arrangement = console, arrangement
+        super().__init__(console)
+        self.arrangement = arrangement
         self.title = f"{config.model}, {config.workers} workers"
-        self._live: Live | None = None
-        self._interval = _PLAIN_INTERVAL_SECONDS
-        if console.is_terminal:
-            self._interval = _TERMINAL_INTERVAL_SECONDS
-            self._live = Live(console=console, refresh_per_second=4, transient=True)
-        self._shown_at = time.monotonic()
         self._rates: dict[int, tuple[float, int, float]] = {}  # seconds, events, events/s of the last look
 
     def update(self, slots: Sequence[Slot]) -> None:
         """Draw again when it is time to."""
-        now = time.monotonic()
-        if now - self._shown_at < self._interval:
+        if not self._is_due():
             return
-        self._shown_at = now
         for slot in slots:
             self._look(slot)
         status = self._status(slots)
@@ -129,20 +118,9 @@ class PartitionDisplay:
 
     def note(self, line: str) -> None:
         """Print a line that stays."""
-        self.console.print(f"{self.title}: {line}", highlight=False, soft_wrap=True, markup=False)
+        self._print(f"{self.title}: {line}")
 
-    def _print(self, line: str) -> None:
-        self.console.print(line, highlight=False, soft_wrap=True, markup=False)
-
-    def __enter__(self) -> PartitionDisplay:
+    def __enter__(self) -> Self:
         counts = ", ".join(str(len(labels)) for labels in self.arrangement.workers)
         self._print(f"{self.title}: {sum(map(len, self.arrangement.workers))} partitions ({counts})")
-        if self._live is not None:
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
+        return super().__enter__()

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -37,11 +38,12 @@ from streamwise.runs.partitions import (
 from streamwise.runs.ray_cluster import (
     Journal,
     RayStoppedError,
-    answered,
     errors_of_others_to,
+    have_stop,
     pause_after,
     reach,
     running_ray,
+    take_in,
     there,
     why_it_ended,
 )
@@ -52,7 +54,6 @@ from streamwise.streams import UsageError
 
 __all__ = ["Slot", "WorkerError", "arranged", "ingest_partitioned"]
 
-_LONGEST_WAIT_SECONDS = 0.25  # for news of the workers, before the display is drawn again
 _ASK_EVERY_SECONDS = 1.0  # each worker for its progress
 _LOOK_EVERY_SECONDS = 30.0  # for partitions that have appeared
 _STOP_WITHIN_SECONDS = 120.0
@@ -296,14 +297,10 @@ class _Driver:
 
     def _wait(self) -> None:
         """Wait a moment for whatever comes first, and take it in."""
-        calls = {slot.call: slot for slot in self.slots if slot.call is not None}
-        asked = {slot.asked: slot for slot in self.slots if slot.asked is not None}
-        ready = answered(self.ray, [*calls, *asked], _LONGEST_WAIT_SECONDS)
         # Progress first: with an end, what was asked meanwhile is forgotten.
-        for ref in asked.keys() & ready:
-            self._take_progress(asked[ref])
-        for ref in calls.keys() & ready:
-            self._take_answer(calls[ref])
+        asked = [(slot.asked, partial(self._take_progress, slot)) for slot in self.slots]
+        calls = [(slot.call, partial(self._take_answer, slot)) for slot in self.slots]
+        take_in(self.ray, asked + calls)
 
     def _take_progress(self, slot: Slot) -> None:
         call, slot.asked = slot.asked, None
@@ -438,12 +435,7 @@ class _Driver:
         """Have every worker end with a checkpoint; return whether all of them have."""
         running = [slot for slot in self.slots if slot.running]
         self.display.stopping(len(running))
-        deadline, asked_at = time.monotonic() + _STOP_WITHIN_SECONDS, -float("inf")
-        while any(slot.running for slot in self.slots) and time.monotonic() < deadline:
-            if time.monotonic() - asked_at > _ASK_EVERY_SECONDS:  # again, for one may just have begun
-                asked_at = time.monotonic()
-                for slot in self.slots:
-                    if slot.running:
-                        slot.runner.stop.options(concurrency_group="watch").remote()
-            self._wait()
+        have_stop(
+            lambda: [slot.runner for slot in self.slots if slot.running], self._wait, _STOP_WITHIN_SECONDS
+        )
         return not any(slot.running for slot in self.slots)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,17 +21,21 @@ from streamwise.streams import UsageError
 __all__ = [
     "Journal",
     "RayStoppedError",
-    "answered",
     "errors_of_others_to",
+    "have_stop",
     "pause_after",
     "reach",
     "running_ray",
+    "scratch_of",
     "storage_of",
+    "take_in",
     "there",
     "why_it_ended",
 ]
 
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 60.0
+_LONGEST_WAIT_SECONDS = 0.25  # for answers, before the display is drawn again
+_ASK_AGAIN_SECONDS = 1.0  # to stop
 
 
 class RayStoppedError(OSError):
@@ -144,14 +150,39 @@ def there(actor: Any) -> Any:
     return actor.where.options(max_task_retries=-1, concurrency_group="watch").remote()
 
 
-def answered(ray: Any, calls: Sequence[Any], seconds: float) -> set[Any]:
-    """Wait a moment for whichever of these calls comes first; return all that have been answered by then."""
-    if not calls:
-        time.sleep(seconds)
-        return set()
-    ray.wait(calls, timeout=seconds)
-    ready, _ = ray.wait(calls, num_returns=len(calls), timeout=0)
-    return set(ready)
+def take_in(ray: Any, calls: Iterable[tuple[Any, Callable[[], None]]]) -> None:
+    """Wait a moment for whichever of these calls comes first; take in all that have been answered by then.
+
+    calls: with what takes in its answer, in the order in which that is done; a call may be None.
+    """
+    takers = {call: take for call, take in calls if call is not None}
+    if not takers:
+        time.sleep(_LONGEST_WAIT_SECONDS)
+        return
+    ray.wait(list(takers), timeout=_LONGEST_WAIT_SECONDS)
+    ready = set(ray.wait(list(takers), num_returns=len(takers), timeout=0)[0])
+    for call, take in takers.items():
+        if call in ready:
+            take()
+
+
+def have_stop(at_work: Callable[[], Sequence[Any]], wait: Callable[[], None], seconds: float) -> None:
+    """Ask actors to stop until none is at work, but no longer than so many seconds.
+
+    at_work: returns those that are; wait: waits a moment, and takes in what has been answered.
+    """
+    deadline, asked_at = time.monotonic() + seconds, -math.inf
+    while at_work() and time.monotonic() < deadline:
+        if time.monotonic() - asked_at > _ASK_AGAIN_SECONDS:  # again, for one may just have begun
+            asked_at = time.monotonic()
+            for actor in at_work():
+                actor.stop.options(concurrency_group="watch").remote()
+        wait()
+
+
+def scratch_of(name: str, storage: str | None) -> str | None:
+    """Return what a node's temporary folder is called for runs whose files are in a storage; None without."""
+    return storage and f"{name}-{sha256(storage.encode()).hexdigest()[:8]}"
 
 
 def pause_after(failures: int) -> float:

@@ -6,6 +6,7 @@ import threading
 import time
 import warnings
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 from torch import Tensor
@@ -82,6 +83,15 @@ class Saver:
         with self._changed:
             position, self._durable = self._durable, None
         return position
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not KeyboardInterrupt:  # a second Ctrl-C: at once, like a kill
+            self.close()
 
     def close(self) -> None:
         """Wait for what has yet to be written. Raises SaveError if it cannot be, after `patience_seconds`."""

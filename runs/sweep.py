@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from hashlib import sha256
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,14 @@ from streamwise.runs.loop import StopRequest
 from streamwise.runs.ray_cluster import (
     Journal,
     RayStoppedError,
-    answered,
     errors_of_others_to,
+    have_stop,
     pause_after,
     reach,
     running_ray,
+    scratch_of,
     storage_of,
+    take_in,
     there,
     why_it_ended,
 )
@@ -47,7 +49,6 @@ __all__ = [
     "run_sweep",
 ]
 
-_LONGEST_WAIT_SECONDS = 0.25  # for news of the runs, before the display is drawn again
 _ASK_EVERY_SECONDS = 1.0  # each runner for its progress
 _COUNT_NODES_EVERY_SECONDS = 3.0
 _STOP_WITHIN_SECONDS = 60.0
@@ -226,11 +227,6 @@ class _Driver:
             return replace(run.config, out=self._directory(run.name))
         return replace(run.config, storage=f"{storage.rstrip('/')}/{run.name}")
 
-    def _scratch(self) -> str | None:
-        """Return the name of this sweep's folder among a node's temporary ones; None if none is needed."""
-        storage = self.options.storage
-        return storage and f"{self.spec.name}-{sha256(storage.encode()).hexdigest()[:8]}"
-
     # ---- runners ----
 
     def _match_slots_to_cluster(self) -> None:
@@ -274,7 +270,7 @@ class _Driver:
         return Slot(runner, there(runner))
 
     def _assign(self) -> None:
-        now = time.monotonic()
+        now, scratch = time.monotonic(), scratch_of(self.spec.name, self.options.storage)
         for slot in self.slots:
             if slot.call is None and slot.job is None:
                 place = next((i for i, job in enumerate(self.waiting) if job.not_before <= now), None)
@@ -282,7 +278,7 @@ class _Driver:
                     return
                 job = self.waiting.pop(place)
                 slot.job, slot.progress = job, None
-                slot.call = slot.runner.run.remote(job.run.name, job.config, self._scratch())
+                slot.call = slot.runner.run.remote(job.run.name, job.config, scratch)
                 node = slot.where and f"{slot.where.host}:{slot.where.node[:6]}"
                 self.journal.add(
                     "started", run=job.run.name, node=node, process=slot.where and slot.where.process
@@ -300,14 +296,10 @@ class _Driver:
 
     def _wait(self) -> None:
         """Wait a moment for whatever comes first, and take it in."""
-        calls = {slot.call: slot for slot in self.slots if slot.call is not None}
-        asked = {slot.asked: slot for slot in self.slots if slot.asked is not None}
-        ready = answered(self.ray, [*calls, *asked], _LONGEST_WAIT_SECONDS)
         # Progress first: with an end, what was asked meanwhile is forgotten.
-        for ref in asked.keys() & ready:
-            self._take_progress(asked[ref])
-        for ref in calls.keys() & ready:
-            self._take_answer(calls[ref])
+        asked = [(slot.asked, partial(self._take_progress, slot)) for slot in self.slots]
+        calls = [(slot.call, partial(self._take_answer, slot)) for slot in self.slots]
+        take_in(self.ray, asked + calls)
 
     def _take_progress(self, slot: Slot) -> None:
         call, slot.asked = slot.asked, None
@@ -394,15 +386,11 @@ class _Driver:
     def _stop_all(self) -> None:
         """Have every run end with a checkpoint."""
         self.display.stopping(sum(slot.job is not None for slot in self.slots))
-        deadline = time.monotonic() + _STOP_WITHIN_SECONDS
-        asked_at = -float("inf")
-        while any(slot.job for slot in self.slots) and time.monotonic() < deadline:
-            if time.monotonic() - asked_at > _ASK_EVERY_SECONDS:  # again, for a run may just have begun
-                asked_at = time.monotonic()
-                for slot in self.slots:
-                    if slot.job is not None:
-                        slot.runner.stop.options(concurrency_group="watch").remote()
-            self._wait()
+        have_stop(
+            lambda: [slot.runner for slot in self.slots if slot.job is not None],
+            self._wait,
+            _STOP_WITHIN_SECONDS,
+        )
 
 
 def _room_on(node: dict[str, float], resources: Resources) -> int:

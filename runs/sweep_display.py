@@ -2,47 +2,39 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Mapping, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console, Group
-from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from streamwise.runs.progress import clock
 from streamwise.runs.sweep_runner import Outcome
 from streamwise.runs.sweep_spec import PlannedRun
+from streamwise.runs.table_display import TableDisplay
 
 if TYPE_CHECKING:
     from streamwise.runs.sweep import Job, Slot
 
 __all__ = ["SweepDisplay"]
 
-_TERMINAL_INTERVAL_SECONDS, _PLAIN_INTERVAL_SECONDS = 0.5, 10.0
 _MOST_ROWS = 30
 
 
-class SweepDisplay:
+class SweepDisplay(TableDisplay):
     """Shows every run under way, how many have finished, the speed of all, and the time left."""
 
     def __init__(
         self, name: str, runs: Sequence[PlannedRun], done: Collection[str], console: Console
     ) -> None:
-        self.name, self.console = name, console
+        super().__init__(console)
+        self.name = name
         self.runs = len(runs)
         self.skipped = len(done)
         self._steps = {run.name: run.config.steps for run in runs}
         self._left = {name: steps for name, steps in self._steps.items() if name not in done}
         self._all_steps = sum(self._steps.values())
-        self._live: Live | None = None
-        self._interval = _PLAIN_INTERVAL_SECONDS
-        if console.is_terminal:
-            self._interval = _TERMINAL_INTERVAL_SECONDS
-            self._live = Live(console=console, refresh_per_second=4, transient=True)
-        self._shown_at = time.monotonic()
         self._rates: dict[str, tuple[float, int, float]] = {}  # seconds, step and steps/s of the last look
 
     def update(
@@ -53,10 +45,8 @@ class SweepDisplay:
         failed: Mapping[str, str],
     ) -> None:
         """Draw again when it is time to."""
-        now = time.monotonic()
-        if now - self._shown_at < self._interval:
+        if not self._is_due():
             return
-        self._shown_at = now
         at_work = [slot for slot in slots if slot.job is not None]
         for slot in at_work:
             self._look(slot)
@@ -141,18 +131,7 @@ class SweepDisplay:
         self._left.pop(job.run.name, None)
         self._rates.pop(job.run.name, None)
 
-    def _print(self, line: str) -> None:
-        self.console.print(line, highlight=False, soft_wrap=True, markup=False)
-
-    def __enter__(self) -> SweepDisplay:
+    def __enter__(self) -> Self:
         skipped = f", {self.skipped} of them finished before" if self.skipped else ""
         self._print(f"{self.name}: {self.runs} runs{skipped}")
-        if self._live is not None:
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
+        return super().__enter__()

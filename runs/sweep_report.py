@@ -42,6 +42,7 @@ from streamwise.runs.sweep_records import (
     sweep_cells,
     sweep_tables,
 )
+from streamwise.runs.texts import counted
 
 __all__ = ["write_sweep_report"]
 
@@ -195,7 +196,7 @@ def _drawn(
 
 def _title(sweeps: Sequence[Sweep], cells: Sequence[Cell]) -> str:
     agents, environments = {cell.label for cell in cells}, {cell.environment for cell in cells}
-    what = f"{_counted(len(agents), 'agent')} on {_counted(len(environments), 'environment')}"
+    what = f"{counted(len(agents), 'agent')} on {counted(len(environments), 'environment')}"
     return f"{' and '.join(sweep.name for sweep in sweeps)}: {what}"
 
 
@@ -203,7 +204,7 @@ def _summary(sweeps: Sequence[Sweep], runs: Sequence[SweepRun]) -> str:
     """One line: how many ran, how they ended, how long it took."""
     ran, ends = _ran(sweeps, runs), _ends(sweeps)
     ended = ", ".join(f"{count:,} {end}" for end, count in ends.items())
-    parts = [f"{_counted(sum(ends.values()), 'run')}: {ended}"]
+    parts = [f"{counted(sum(ends.values()), 'run')}: {ended}"]
     if "wall time" in ran:
         parts.append(f"{ran['core time']} of core time in {ran['wall time']}")
     return " · ".join(parts)
@@ -239,10 +240,6 @@ def _range_of_counts(counts: Iterable[int]) -> str:
     counts = list(counts) or [0]
     low, high = min(counts), max(counts)
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
-
-
-def _counted(number: int, thing: str) -> str:
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def _notes(runs: Sequence[SweepRun], cells: Sequence[Cell]) -> list[str]:

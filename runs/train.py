@@ -276,16 +276,6 @@ def _run(
         if durable is not None:
             stream.commit(durable)
 
-    def record(sample: Transition, metrics: Metrics) -> None:
-        ends = sample.terminated or sample.truncated
-        if watch is not None and (measures := watch.see(recorder.step + 1, sample.observation)):
-            recorder.note(measures)
-        if ends and not is_series and "regime" in stream.info:
-            recorder.note({"regime": float(stream.info["regime"])})
-        recorder.record(
-            sample, metrics, game_goes_on=config.episodic_life and "game_return" not in stream.info
-        )
-
     title = f"{config.agent} on {config.environment}"
     display = new_display(title, config.steps, recorder, ", ".join(notes))
     try:
@@ -296,24 +286,18 @@ def _run(
             learn_one = learner.learn_one
             if attach is not None:
                 learn_one = _then(learn_one, stack.enter_context(attach(learner, stop)))
-            try:
+            with saver:
                 step = learn(
                     stream,
                     learn_one,
                     steps=config.steps,
-                    record=recorder.record if is_series and watch is None else record,
+                    record=_recording(config, stream, recorder, watch),
                     checkpoint=save_checkpoint,
                     due=lambda step: step % config.checkpoint_every == 0,
                     show=display.update,
                     stop=stop,
                     step=recorder.step,
                 )
-            except KeyboardInterrupt:  # a second Ctrl-C: at once, like a kill
-                raise
-            except BaseException:
-                saver.close()
-                raise
-            saver.close()
     except NonFiniteSampleError as error:
         kept = f"The state before it is in the checkpoint of step {saver.last_good_step:,}."
         raise NonFiniteSampleError(f"{config.environment}: {error} {kept}") from None
@@ -321,6 +305,26 @@ def _run(
         commit()
         stream.close()
     return RunResult(config.directory, step, recorder.mean_return, stop.signal)
+
+
+def _recording(
+    config: RunConfig[Any], stream: Any, recorder: Recorder, watch: PlasticityWatch | None
+) -> Callable[[Any, Metrics], None]:
+    """Return what records a sample, with what the watch measures, and with the regime at an episode's end."""
+    if recorder.is_series and watch is None:
+        return recorder.record
+
+    def record(sample: Transition, metrics: Metrics) -> None:
+        ends = sample.terminated or sample.truncated
+        if watch is not None and (measures := watch.see(recorder.step + 1, sample.observation)):
+            recorder.note(measures)
+        if ends and not recorder.is_series and "regime" in stream.info:
+            recorder.note({"regime": float(stream.info["regime"])})
+        recorder.record(
+            sample, metrics, game_goes_on=config.episodic_life and "game_return" not in stream.info
+        )
+
+    return record
 
 
 def _then(learn_one: Callable[[Any], Metrics], turn: Callable[[], None]) -> Callable[[Any], Metrics]:

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 
 from streamwise.runs.config import RunConfig
 from streamwise.runs.event_figures import likelihood_panels
-from streamwise.runs.event_run_data import EventRun, plain
+from streamwise.runs.event_run_data import EventRun
 from streamwise.runs.figures import (
     COLOURS,
     MUTED,
@@ -32,7 +32,9 @@ from streamwise.runs.figures import (
     sweep_png,
 )
 from streamwise.runs.run_data import Group, Run
-from streamwise.runs.up_data import LearnerData, System, Who
+from streamwise.runs.texts import plain
+from streamwise.runs.up_data import LearnerData, System
+from streamwise.runs.up_history import Who
 from streamwise.runs.up_spec import LearnerPlan, SystemSpec
 
 __all__ = ["MARKS", "Box", "Diagram", "Wire", "curve_panels", "diagram", "system_png", "time_line"]
@@ -317,13 +319,8 @@ def _middle(box: Box) -> float:
 
 
 def _learner_box(plan: LearnerPlan, place: int) -> Box:
-    if isinstance(plan.config, RunConfig):
-        about, workers = plan.config.agent, 1
-    else:
-        about, workers = plan.config.model, plan.config.workers
-    about += f", {workers} workers" if workers > 1 else ""
     colour = f"series-{place % len(COLOURS)}"
-    return _box("learner", plan.name, about, colour, 0.0, is_stacked=workers > 1)
+    return _box("learner", plan.name, plan.about, colour, 0.0, is_stacked=plan.workers > 1)
 
 
 def _about_stream(plan: LearnerPlan) -> str:

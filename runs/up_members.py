@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
 from streamwise.memory.shared import MemoryCounts
-from streamwise.runs.ingest_config import IngestConfig
+from streamwise.runs.partition_worker import WorkerProgress
 from streamwise.runs.shared_memory import LinkCounts, MemorySettings
 from streamwise.runs.sweep_runner import Where
-from streamwise.runs.up_learner import Sharing
-from streamwise.runs.up_spec import FOR_EVER, LearnerPlan
+from streamwise.runs.up_learner import AgentNews, Sharing
+from streamwise.runs.up_spec import LearnerPlan, owner
 
 __all__ = ["Member", "SharedOne"]
+
+_RATE_SECONDS = 5.0  # that a speed is measured over
 
 
 @dataclass(eq=False)
@@ -24,7 +27,7 @@ class Member:
     name: str
     plan: LearnerPlan
     config: Any
-    sharing: Sharing | None
+    sharing: Sharing | None = None
     actor: Any = None
     call: Any = None  # the answer comes when it ends
     asked: Any = None
@@ -54,11 +57,26 @@ class Member:
         (then, step), (now, later) = self.seen[0], self.seen[-1]
         return max(0.0, (later - step) / max(now - then, 1e-9))
 
+    def hear(self, news: AgentNews | WorkerProgress) -> None:
+        """Take in how far it says it is."""
+        if isinstance(news, AgentNews):
+            self.link, progress = news.link, news.progress
+            if progress is None:
+                return
+            self.step, began_at = progress.step, progress.began_at
+            self.score = {} if progress.mean_return is None else {"episode_return": progress.mean_return}
+        else:
+            self.step, began_at = news.events, news.began_at
+            self.lag, self.score = news.lag, {"log_likelihood": news.log_likelihood}
+        self.began_at = max(self.began_at, began_at)
+        now = time.monotonic()
+        self.seen.append((now, self.step))
+        while now - self.seen[0][0] > _RATE_SECONDS:
+            self.seen.pop(0)
+
     def status(self) -> dict[str, Any]:
         """Return what others may know of it, as JSON."""
-        config, plan = self.config, self.plan
-        of_events = isinstance(config, IngestConfig)
-        endless = of_events or config.steps == FOR_EVER
+        plan = self.plan
         shared = None
         if plan.memory is not None:
             counts = dataclasses.asdict(self.link) if self.link is not None else None
@@ -67,11 +85,11 @@ class Member:
         waits = self.link is not None and self.link.waits
         return {
             "name": self.name,
-            "kind": config.model if of_events else config.agent,
+            "kind": plan.kind,
             "stream": plan.stream,
             "state": f"waits for {plan.memory}" if waits and self.state == "running" else self.state,
             "step": self.step,
-            "steps": None if endless else config.steps,
+            "steps": plan.steps,
             "per_second": round(self.per_second, 1),
             "score": {key: value for key, value in self.score.items() if math.isfinite(value)},
             "lag": self.lag,
@@ -80,7 +98,7 @@ class Member:
             "process": self.where and self.where.process,
             "host": self.where and self.where.host,
             "node": self.where and self.where.node,
-            "directory": str(config.directory),
+            "directory": str(self.config.directory),
             "message": self.message,
         }
 
@@ -100,7 +118,7 @@ class SharedOne:
     @property
     def memory(self) -> str:
         """The memory that this is, or is a shard of."""
-        return self.name.partition("/")[0]
+        return owner(self.name)
 
     def status(self) -> dict[str, Any]:
         """Return what others may know of it, as JSON."""

@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
 
 from markupsafe import Markup
 
-from streamwise.runs.event_run_data import EventRun, plain
+from streamwise.runs.event_run_data import EventRun
 from streamwise.runs.figures import svgs
 from streamwise.runs.report import (
     ReportFiles,
@@ -27,8 +26,10 @@ from streamwise.runs.report import (
     write_files,
 )
 from streamwise.runs.run_data import EPISODES, Run
-from streamwise.runs.up_data import LearnerData, MemoryData, System, happenings, read_system
+from streamwise.runs.texts import counted, date_text, plain
+from streamwise.runs.up_data import LearnerData, MemoryData, System, read_system
 from streamwise.runs.up_figures import MARKS, MOST_ROWS, curve_panels, diagram, system_png, time_line
+from streamwise.runs.up_history import happenings
 from streamwise.streams import UsageError
 
 __all__ = ["write_system_report"]
@@ -92,22 +93,22 @@ def _page(system: System, page: Path) -> str:
 
 def _title(system: System) -> str:
     learners, streams = len(system.learners), len({learner.plan.stream for learner in system.learners})
-    return f"{system.spec.name}: {_counted(learners, 'learner')} on {_counted(streams, 'stream')}"
+    return f"{system.spec.name}: {counted(learners, 'learner')} on {counted(streams, 'stream')}"
 
 
 def _summary(system: System) -> str:
     """One line: how it is, how long it was at work, how much it learned."""
     parts = [system.state]
     if system.is_at_work and system.status is not None:
-        parts[0] += f" as of {_time_text(system.status.time)}"
-    processes = sum(learner.workers for learner in system.learners)
-    parts.append(f"{_counted(processes, 'process', 'processes')} that learn")
+        parts[0] += f" as of {date_text(system.status.time)}"
+    processes = sum(learner.plan.workers for learner in system.learners)
+    parts.append(f"{counted(processes, 'process', 'processes')} that learn")
     if system.history.lives:
         parts.append(f"{duration_text(system.history.seconds)} at work")
-    parts.append(_counted(sum(learner.step for learner in system.learners), "sample"))
+    parts.append(counted(sum(learner.step for learner in system.learners), "sample"))
     restarts = sum(learner.restarts for learner in system.learners)
     if restarts := restarts + sum(memory.restarts for memory in system.memories):
-        parts.append(_counted(restarts, "restart"))
+        parts.append(counted(restarts, "restart"))
     return " · ".join(parts)
 
 
@@ -151,29 +152,18 @@ def _versions(learners: Sequence[LearnerData]) -> Row:
     return {name: ", ".join(versions) for name, versions in found.items()}
 
 
-def _counted(number: int, thing: str, things: str = "") -> str:
-    return f"{number:,} {thing if number == 1 else things or thing + 's'}"
-
-
-def _time_text(seconds: float) -> str:
-    return f"{datetime.fromtimestamp(seconds, UTC):%d %b %Y %H:%M:%S} UTC"
-
-
 # ---- tables ----
 
 
 def _learner_row(learner: LearnerData, page: Path) -> Row:
     """Return all that is known of a learner; `_filled` drops what is known of none."""
-    kind = f"{learner.kind}, {learner.workers} workers" if learner.workers > 1 else learner.kind
-    planned = learner.planned_steps
-    link = learner.link
-    plan = learner.plan
+    plan, link = learner.plan, learner.link
     return {
         "learner": _linked(learner.name, learner.path / "report.html", page),
-        "kind": kind,
+        "kind": plan.about,
         "stream": plan.stream,
         "state": plain(learner.state),
-        "samples": f"{learner.step:,}" + (f" of {planned:,}" if planned else ""),
+        "samples": f"{learner.step:,}" + (f" of {plan.steps:,}" if plan.steps else ""),
         "samples/s": _known(learner.steps_per_second),
         "lately": _known(learner.per_second),
         "return": _known(learner.mean_return),
@@ -231,7 +221,7 @@ def _event_rows(system: System) -> list[Row]:
     """Return the newest events, the newest first."""
     return [
         {
-            "time": _time_text(event["time"]),
+            "time": date_text(event["time"]),
             "what": plain(str(event["event"])),
             "who": plain(str(event.get("learner", event.get("memory", "the system")))),
             "at step": f"{event['step']:,}" if isinstance(event.get("step"), int) else "",

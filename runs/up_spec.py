@@ -49,7 +49,17 @@ from streamwise.streams import UsageError
 from streamwise.streams.errors import nearest
 from streamwise.streams.sources import resolved_url
 
-__all__ = ["LearnerPlan", "SystemSpec", "load_system", "system_names", "wiring"]
+__all__ = [
+    "LearnerPlan",
+    "SystemSpec",
+    "check_system",
+    "is_system",
+    "load_system",
+    "owner",
+    "process_names",
+    "system_names",
+    "wiring",
+]
 
 _SYSTEMS = Path(__file__).parent / "systems"
 FOR_EVER = 10**15  # steps
@@ -83,6 +93,28 @@ class LearnerPlan:
         """The shared memory that its own is linked to."""
         return self.reads or self.writes
 
+    @property
+    def kind(self) -> str:
+        """The agent or the model."""
+        return self.config.agent if isinstance(self.config, RunConfig) else self.config.model
+
+    @property
+    def workers(self) -> int:
+        """The processes that divide its stream."""
+        return 1 if isinstance(self.config, RunConfig) else self.config.workers
+
+    @property
+    def steps(self) -> int | None:
+        """The steps that it is to learn; None for ever, and for streams of events."""
+        if isinstance(self.config, RunConfig) and self.config.steps < FOR_EVER:
+            return self.config.steps
+        return None
+
+    @property
+    def about(self) -> str:
+        """What it is, in a word or three."""
+        return self.kind + (f", {self.workers} workers" if self.workers > 1 else "")
+
 
 @dataclass(frozen=True)
 class SystemSpec:
@@ -97,6 +129,27 @@ class SystemSpec:
 def system_names() -> list[str]:
     """Return the names of the specifications that come with streamwise."""
     return sorted(path.stem for path in _SYSTEMS.glob("*.toml"))
+
+
+def is_system(path: Path) -> bool:
+    """Return whether a directory is that of a live system."""
+    return (path / "system.toml").is_file()
+
+
+def check_system(path: Path) -> None:
+    """Raise UsageError for a directory of no live system."""
+    if not is_system(path):
+        raise UsageError(f"{path} is no live system: it has no system.toml, as `streamwise up` leaves.")
+
+
+def process_names(name: str, count: int) -> list[str]:
+    """Return what the processes of a learner or a memory are called: as it is, or NAME/NUMBER of several."""
+    return [name] if count == 1 else [f"{name}/{number}" for number in range(count)]
+
+
+def owner(process: str) -> str:
+    """Return the learner or memory that a process is, or is one of several of."""
+    return process.partition("/")[0]
 
 
 def load_system(source: str) -> SystemSpec:
@@ -333,7 +386,7 @@ def wiring(spec: SystemSpec) -> list[str]:
     """Return a drawing of who learns from what, and shares what: doors ──▶ ann (stream-ac) ──▶ rooms."""
     plans: Sequence[LearnerPlan] = spec.learners
     streams = max(len(plan.stream) for plan in plans)
-    titles = [f"{plan.name} ({_kind(plan)})" for plan in plans]
+    titles = [f"{plan.name} ({plan.about})" for plan in plans]
     width = max(map(len, titles))
     arrows = {(True, True): "◀─▶", (True, False): "◀──", (False, True): "──▶"}
     lines = []
@@ -344,10 +397,3 @@ def wiring(spec: SystemSpec) -> list[str]:
             line = f"{plan.stream:>{streams}} ──▶ {title:{width}} {arrow} {plan.memory}"
         lines.append(line)
     return lines
-
-
-def _kind(plan: LearnerPlan) -> str:
-    if isinstance(plan.config, RunConfig):
-        return plan.config.agent
-    workers = plan.config.workers
-    return plan.config.model + (f", {workers} workers" if workers > 1 else "")

@@ -7,8 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -16,12 +15,22 @@ from rich.table import Table
 from rich.text import Text
 
 from streamwise.runs.lock import InUseError, locked
+from streamwise.runs.table_display import TableDisplay
+from streamwise.runs.up_spec import check_system
 from streamwise.streams import UsageError
 
-__all__ = ["STATUS_FILE", "SystemDisplay", "drawn", "print_status", "read_status", "serving"]
+__all__ = [
+    "STATUS_FILE",
+    "SystemDisplay",
+    "drawn",
+    "is_held",
+    "print_status",
+    "read_status",
+    "serving",
+    "summary",
+]
 
 STATUS_FILE = "status.json"
-_TERMINAL_INTERVAL_SECONDS, _PLAIN_INTERVAL_SECONDS = 0.5, 10.0
 
 Status = Mapping[str, Any]
 
@@ -31,8 +40,7 @@ def read_status(directory: Path) -> dict[str, Any]:
 
     Raises UsageError for a directory of no live system.
     """
-    if not (directory / "system.toml").is_file():
-        raise UsageError(f"{directory} is no live system: it has no system.toml, as `streamwise up` leaves.")
+    check_system(directory)
     path = directory / STATUS_FILE
     if not path.is_file():
         raise UsageError(f"{directory} has no {STATUS_FILE} yet; wait until its processes are up.")
@@ -42,13 +50,22 @@ def read_status(directory: Path) -> dict[str, Any]:
         raise UsageError(f"{path} cannot be read: {error}.") from None
     if not isinstance(status, dict) or not {"state", "learners", "memories"} <= status.keys():
         raise UsageError(f"{path} is no status of a live system; `streamwise up {directory}` writes it anew.")
-    if status["state"] in ("running", "stopping"):
-        try:
-            with locked(directory):
-                status["state"] = "not running"
-        except InUseError:
-            pass
+    if status["state"] in ("running", "stopping") and not is_held(directory):
+        status["state"] = "not running"
     return status
+
+
+def is_held(directory: Path) -> bool:
+    """Return whether a driver is at work in a directory."""
+    if not (directory / ".lock").is_file():
+        return False
+    try:
+        with locked(directory):
+            return False
+    except InUseError:
+        return True
+    except OSError:  # a copy that cannot be written to
+        return False
 
 
 def drawn(status: Status) -> RenderableType:
@@ -106,24 +123,17 @@ def summary(status: Status) -> str:
     return ", ".join(parts + ([f"{restarts} restarts"] if restarts else []))
 
 
-class SystemDisplay:
+class SystemDisplay(TableDisplay):
     """The live display: tables on a terminal, a line now and then elsewhere."""
 
     def __init__(self, name: str, wiring: Sequence[str], console: Console) -> None:
-        self.name, self.wiring, self.console = name, wiring, console
-        self._live: Live | None = None
-        self._interval = _PLAIN_INTERVAL_SECONDS
-        if console.is_terminal:
-            self._interval = _TERMINAL_INTERVAL_SECONDS
-            self._live = Live(console=console, refresh_per_second=4, transient=True)
-        self._shown_at = time.monotonic()
+        super().__init__(console)
+        self.name, self.wiring = name, wiring
 
     def update(self, status: Status) -> None:
         """Draw again when it is time to."""
-        now = time.monotonic()
-        if now - self._shown_at < self._interval:
+        if not self._is_due():
             return
-        self._shown_at = now
         if self._live is None:
             self.say(summary(status))
         else:
@@ -131,20 +141,12 @@ class SystemDisplay:
 
     def say(self, line: str) -> None:
         """Print a line that stays."""
-        self.console.print(f"{self.name}: {line}", highlight=False, soft_wrap=True, markup=False)
+        self._print(f"{self.name}: {line}")
 
-    def __enter__(self) -> SystemDisplay:
+    def __enter__(self) -> Self:
         for line in self.wiring:
-            self.console.print(line, highlight=False, soft_wrap=True, markup=False)
-        if self._live is not None:
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
+            self._print(line)
+        return super().__enter__()
 
 
 @contextmanager

@@ -121,7 +121,7 @@ def report_command(argv: list[str]) -> int:
     from streamwise.runs.sweep_data import is_sweep
     from streamwise.runs.sweep_report import write_sweep_report
     from streamwise.runs.tasks import is_tasks
-    from streamwise.runs.up_data import is_system
+    from streamwise.runs.up_spec import is_system
     from streamwise.streams import UsageError
 
     if not arguments.runs:

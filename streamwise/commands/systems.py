@@ -69,7 +69,8 @@ def up_command(argv: list[str]) -> int:
         return 0
     of_directory = Path(arguments.spec) if Path(arguments.spec).is_dir() else None
     out = arguments.out or of_directory or Path("outputs") / spec.name
-    from streamwise.runs.up import UpOptions, run_system
+    from streamwise.runs.up import run_system
+    from streamwise.runs.up_processes import UpOptions
 
     options = UpOptions(
         out,

@@ -79,7 +79,7 @@ def test_a_run_with_a_storage_works_in_a_scratch_folder_that_goes_when_it_has_fi
 def shown(is_terminal, monkeypatch):
     """What a display of three runs prints: one at work, one waiting, one finished before."""
     clock = [1_000.0]
-    monkeypatch.setattr("streamwise.runs.sweep_display.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("streamwise.runs.table_display.time.monotonic", lambda: clock[0])
     runs = [PlannedRun(f"run{i}", dataclasses.replace(cartpole(None), steps=1_000)) for i in range(3)]
     console = Console(file=io.StringIO(), force_terminal=is_terminal, width=100)
     display = SweepDisplay("tried", runs, {"run2"}, console)

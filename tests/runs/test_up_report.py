@@ -28,8 +28,9 @@ from streamwise.runs.partitions import worker_config
 from streamwise.runs.ray_cluster import Journal
 from streamwise.runs.report import number_text
 from streamwise.runs.train import train
-from streamwise.runs.up_data import Who, read_history, read_system
+from streamwise.runs.up_data import read_system
 from streamwise.runs.up_figures import diagram
+from streamwise.runs.up_history import Who, read_history
 from streamwise.runs.up_report import write_system_report
 from streamwise.runs.up_spec import load_system
 from streamwise.streams import UsageError

@@ -118,7 +118,7 @@ def test_the_page_and_the_status_are_served_to_this_machine(system):
 
 def test_off_a_terminal_the_display_is_lines_now_and_then(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr("streamwise.runs.up_status.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("streamwise.runs.table_display.time.monotonic", lambda: clock[0])
     console = Console(file=io.StringIO(), force_terminal=False, width=100)
     with SystemDisplay("tried", STATUS["wiring"], console) as display:
         for clock[0] in (1.0, 11.0, 12.0):
