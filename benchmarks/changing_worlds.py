@@ -34,8 +34,8 @@ import numpy as np
 import torch
 import tyro
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.table import Table
+from tables import show
 
 from streamwise.agents import agent_class
 from streamwise.agents.plasticity import mean_square_weight, plasticity
@@ -181,7 +181,7 @@ def able(agent: Any, seen: deque[Any]) -> dict[str, float]:
     return {**weights, "dead_units": found["dead_units"], "effective_rank": found["effective_rank"]}
 
 
-def measure(options: Options, console: Console) -> None:
+def measure(options: Options) -> None:
     """Make the runs that are not there yet."""
     missing = [
         (world, method, seed)
@@ -198,7 +198,7 @@ def measure(options: Options, console: Console) -> None:
             partial = path.with_suffix(".partial")
             partial.write_text(json.dumps(life))
             partial.replace(path)
-            console.print(f"{number} of {len(missing)}: {path.name}, {life['seconds']:,.0f} s")
+            print(f"{number} of {len(missing)}: {path.name}, {life['seconds']:,.0f} s", flush=True)
 
 
 # --- tables ------------------------------------------------------------------------------------------------
@@ -246,32 +246,24 @@ def empty_table(title: str, words: tuple[str, ...], numbers: tuple[str, ...]) ->
     return table
 
 
-def report(world: str, lives: dict[str, list[dict[str, Any]]], console: Console) -> None:
+def report(world: str, lives: dict[str, list[dict[str, Any]]]) -> None:
     """Print the tables of one world."""
     longest = max((life for some in lives.values() for life in some), key=lambda life: len(life["starts"]))
     regimes, names = longest["regimes"], visits(longest)
 
-    title = f"{world}: return at the end of each visit, visits of {longest['every']:,} steps"
+    title = f"{world}: return at the end of visits of {longest['every']:,} steps; → from the beginning"
     table = empty_table(title, ("method",), (*names, "seeds", "µs a step"))
+    ends = {method: [returns(life, at_end=True) for life in some] for method, some in lives.items()}
+    digits = int(np.nanmax(np.abs(np.concatenate([row for rows in ends.values() for row in rows]))) < 100)
     for method, some in lives.items():
-        cells = columns(some, [returns(life, at_end=True) for life in some])
+        begun = columns(some, [returns(life, at_end=False) for life in some], digits)
+        cells = [
+            f"{begun[i].partition(' ')[0]} → {end}" if regimes[i] in regimes[:i] else end
+            for i, end in enumerate(columns(some, ends[method], digits))
+        ]
         micros = np.median([1e6 * life["seconds"] / life["steps"] for life in some])
         table.add_row(method, *cells, *[""] * (len(names) - len(cells)), str(len(some)), f"{micros:,.0f}")
-    console.print(table)
-
-    come_back = [i for i, regime in enumerate(regimes) if regime in regimes[:i]]
-    title = f"{world}: where a world comes back, from the end of its last visit to this beginning"
-    table = empty_table(title, ("method",), tuple(names[i] for i in come_back))
-    for method, some in lives.items():
-        cells = []
-        for i in come_back:
-            there = [life for life in some if i < len(life["starts"])]
-            before = max(j for j in range(i) if regimes[j] == regimes[i])
-            ended = spelled([returns(life, at_end=True)[before] for life in there])
-            cells.append(f"{ended} → {spelled([returns(life, at_end=False)[i] for life in there])}")
-        table.add_row(method, *cells)
-    if come_back:
-        console.print(table)
+    show(table)
 
     title = f"{world}: the value's network at the end of each visit"
     table = empty_table(title, ("method", "measure"), tuple(names))
@@ -281,7 +273,7 @@ def report(world: str, lives: dict[str, list[dict[str, Any]]], console: Console)
             cells = columns(some, rows, digits)
             if set(cells) != {"–"}:
                 table.add_row(method, what, *cells)
-    console.print(table)
+    show(table)
 
 
 def curve(life: dict[str, Any], points: NDArray[Any]) -> NDArray[Any]:
@@ -323,7 +315,6 @@ def draw(world: str, lives: dict[str, list[dict[str, Any]]], path: Path) -> None
 def main() -> None:
     """Measure, print and draw."""
     options = tyro.cli(Options, description=Options.__doc__)
-    console = Console(width=150)
     for kind, chosen, known in (
         ("world", options.worlds, list(WORLDS)), ("method", options.methods, list(METHODS))
     ):  # fmt: skip
@@ -333,7 +324,7 @@ def main() -> None:
     if not options.table:
         os.environ.setdefault("MUJOCO_GL", "disabled")
         try:
-            measure(options, console)
+            measure(options)
         except UsageError as error:
             raise SystemExit(str(error)) from None
     for world in options.worlds:
@@ -347,10 +338,10 @@ def main() -> None:
         }
         lives = {method: some for method, some in lives.items() if some}
         if lives:
-            report(world, lives, console)
+            report(world, lives)
             path = options.out / f"{world}-every{options.every}-steps{options.length}.png"
             draw(world, lives, path)
-            console.print(f"curves: {path}")
+            print(f"curves: {path}")
 
 
 if __name__ == "__main__":

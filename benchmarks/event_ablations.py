@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from tables import markdown, show
 
 from streamwise import EventStream, open_source
 from streamwise.agents import PromptTPP, PromptTPPConfig
@@ -209,31 +210,25 @@ def with_interval(leads: Array) -> str:
     return f"{np.mean(leads):+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    lines = [HEADINGS, ["---", *["--:"] * (len(HEADINGS) - 1)], *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
 def main(options: Options) -> None:
     torch.set_num_threads(1)
     log = read(options.source, options.events)
     found = run(FULL, log, options)
     full = found[FULL.name]
-    rows = [described(name, result, full) for name, result in found.items()]
-    cases = [case for case in CASES if options.only in case.name]
-    for case in track(cases, console=Console(stderr=True)):
-        rows.append(described(case.name, run(case, log, options)[FULL.name], full))
-        if options.out:
-            options.out.write_text(markdown(rows))
     table = Table(
         title=f"One pass over {len(log.times):,} events of {len(set(log.keys)):,} keys, "
         f"seeds: {options.seeds}, gaps in units of {options.time_unit:,.0f} s"
     )
     for heading in HEADINGS:
         table.add_column(heading, justify="left" if heading == "model" else "right")
-    for row in rows:
-        table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    for name, result in found.items():
+        table.add_row(*described(name, result, full))
+    cases = [case for case in CASES if options.only in case.name]
+    for case in track(cases, console=Console(stderr=True)):
+        table.add_row(*described(case.name, run(case, log, options)[FULL.name], full))
+        if options.out:
+            options.out.write_text(f"{markdown(table)}\n")
+    show(table)
 
 
 if __name__ == "__main__":

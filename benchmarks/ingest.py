@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 import tyro
-from rich.console import Console
 from rich.table import Table
+from tables import show
 
 from streamwise.agents import EVENT_MODELS, Hawkes, HawkesConfig
 from streamwise.runs.ingest import LiveRun, ingest
@@ -127,7 +127,7 @@ def timed(function: Any, stages: dict[str, float], stage: str) -> Any:
     return wrapper
 
 
-def throughput(options: Options, scratch: Path, console: Console) -> None:
+def throughput(options: Options, scratch: Path) -> None:
     title = f"Events ingested, scored and learned: {options.events:,} of {TYPES} types, {KEYS:,} keys"
     table = Table(title=title)
     stages = ("poll", "decode", "learn", "record", "rest")
@@ -148,7 +148,7 @@ def throughput(options: Options, scratch: Path, console: Console) -> None:
                     name, model, f"{found['events'] / found['seconds']:,.0f}",
                     *(f"{1e6 * found[stage] / found['events']:.2f}" for stage in stages),
                 )  # fmt: skip
-    console.print(table)
+    show(table)
 
 
 @contextmanager
@@ -184,7 +184,7 @@ def produce_steadily(address: str, rate: float, seconds: float) -> None:
     producer.flush()
 
 
-def latency(options: Options, scratch: Path, console: Console) -> None:
+def latency(options: Options, scratch: Path) -> None:
     from brokers import kafka_broker
 
     table = Table(
@@ -223,7 +223,7 @@ def latency(options: Options, scratch: Path, console: Console) -> None:
         table.add_row(
             model, f"{len(waits):,}", *(f"{1e3 * np.quantile(waits, q):.2f}" for q in (0.5, 0.99, 1.0))
         )
-    console.print(table)
+    show(table)
 
 
 def resident_mb() -> float:
@@ -252,7 +252,7 @@ def many_keys(path: str, model: str, folder: str, answer: Any) -> None:
     answer.put((result.events, len(live[0].model.keys), seconds, max(most, resident_mb())))
 
 
-def memory(options: Options, scratch: Path, console: Console) -> None:
+def memory(options: Options, scratch: Path) -> None:
     table = Table(title=f"{options.keys:,} keys with one event each, then a restart with 1,000 of them again")
     for heading in ("model", "", "events", "keys", "seconds", "events/s", "MiB resident", "MB on disk"):
         table.add_column(heading, justify="left" if heading in ("model", "") else "right")
@@ -282,10 +282,10 @@ def memory(options: Options, scratch: Path, console: Console) -> None:
                 file.writelines(
                     f"{1.6e9 + options.keys + i:.0f},{i % TYPES},user{i * step}\n" for i in range(1_000)
                 )
-    console.print(table)
+    show(table)
 
 
-def curve(console: Console) -> None:
+def curve() -> None:
     """Print how far the fitted parameters of a Hawkes process are from the true ones."""
     truth = HawkesProcess.random(
         np.random.default_rng(3), types=3, time_scales=(60.0, 3600.0), branching=0.6, rate=10.0 / 3600.0
@@ -324,20 +324,19 @@ def curve(console: Console) -> None:
     for count, values in found.items():
         children, base_error, lost = np.median(values, axis=0)
         table.add_row(f"{count:,}", f"{100 * children:.0f}%", f"{100 * base_error:.0f}%", f"{lost:.4f}")
-    console.print(table)
+    show(table)
 
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
-    console = Console(width=120)
     with tempfile.TemporaryDirectory(prefix="ingest-") as folder:
-        throughput(options, Path(folder), console)
+        throughput(options, Path(folder))
         if options.latency and options.kafka:
-            latency(options, Path(folder), console)
+            latency(options, Path(folder))
         if options.memory:
-            memory(options, Path(folder), console)
+            memory(options, Path(folder))
     if options.curve:
-        curve(console)
+        curve()
 
 
 if __name__ == "__main__":

@@ -33,8 +33,8 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from rich.console import Console
 from rich.table import Table
+from tables import show
 
 from streamwise.memory.store import InProcessStore
 from streamwise.runs.checkpoint import Checkpoints
@@ -208,9 +208,7 @@ def line(at: float, kind: str, key: str) -> bytes:
     return json.dumps({"time": round(at, 3), "type": kind, "key": key}).encode()
 
 
-def shake(
-    options: Options, system: System, actions: dict[str, Callable[[], bool]], console: Console
-) -> Counter[str]:
+def shake(options: Options, system: System, actions: dict[str, Callable[[], bool]]) -> Counter[str]:
     """Kill something every few seconds; return how often what."""
     draw, done = random.Random(options.seed), Counter[str]()
     wait_for(lambda: len(system.status()["learners"]) == 5 and system.learned() > 0, 300.0)
@@ -222,7 +220,7 @@ def shake(
         for name in draw.sample(list(actions), len(actions)):
             if actions[name]():
                 done[name] += 1
-                console.print(f"{time.strftime('%X')} {name}; {system.learned():,} events learned")
+                print(f"{time.strftime('%X')} {name}; {system.learned():,} events learned", flush=True)
                 break
     return done
 
@@ -233,6 +231,10 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError("what was waited for did not come")
         time.sleep(0.2)
+
+
+def counted(what: Counter[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in what.items())
 
 
 def state_of(run: Path) -> dict[str, torch.Tensor]:
@@ -295,7 +297,7 @@ def main() -> None:
     from brokers import kafka_broker, produce
     from ray.cluster_utils import Cluster
 
-    options, console = tyro.cli(Options, description=Options.__doc__), Console()
+    options = tyro.cli(Options, description=Options.__doc__)
     random.seed(options.seed)
     truth: Counter[str] = Counter()
     over = threading.Event()
@@ -310,7 +312,7 @@ def main() -> None:
         try:
             nodes = [cluster.add_node(num_cpus=3)]
             system = System(folder / "system.toml", folder / "out", cluster.address)
-            done = shake(options, system, kills(system, cluster, nodes, broker), console)
+            done = shake(options, system, kills(system, cluster, nodes, broker))
             over.set()
             producer.join()
             wait_for(lambda: system.learned() == truth.total() + PARTITIONS - WORKERS, 600.0)
@@ -320,14 +322,14 @@ def main() -> None:
         finally:
             cluster.shutdown()
         happened = Counter(event["event"] for event in read_events(folder / "out" / "events.jsonl"))
-        console.print(f"done to it: {dict(done)}; its journal: {dict(happened)}; exit code {code}")
+        show(f"Done to it: {counted(done)}. Its journal: {counted(happened)}. Exit code {code}.")
         table = Table(title=f"{options.minutes:g} minutes, something every {options.every:g} s")
         for column in ("what", "found", "as it should be"):
             table.add_column(column)
         results = list(verdicts(folder / "out", folder, truth))
         for what, found, is_right in results:
             table.add_row(what, found, "yes" if is_right else "no")
-        console.print(table)
+        show(table)
     sys.exit(0 if all(is_right for *_, is_right in results) else 1)
 
 

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import ingest
 import tyro
-from rich.console import Console
 from rich.table import Table
+from tables import show
 
 from streamwise.agents import Counts, EventModel, Hawkes, PromptTPP, PromptTPPConfig
 
@@ -68,7 +68,7 @@ def multiply_adds(config: PromptTPPConfig) -> tuple[int, int]:
     return forward, forward + 2 * (encoded * row + trained * (row + decode))
 
 
-def speed(options: Options, console: Console) -> None:
+def speed(options: Options) -> None:
     """Print events a second of every variant, and what floors and attention cost."""
     path = Path(tempfile.mkdtemp()) / "log.csv"
     ingest.write_log(path, options.events * (options.turns + 1))
@@ -109,7 +109,7 @@ def speed(options: Options, console: Console) -> None:
                 f"{hits:.0%}",
             ]
         table.add_row(*row)
-    console.print(table)
+    show(table)
     shares = {name: statistics.median(taken[1:]) for name, taken in seconds.items()}
     whole = shares["stale (default)"]
     parts = {
@@ -118,14 +118,12 @@ def speed(options: Options, console: Console) -> None:
         "attention": shares["stale, no pool"] - shares["stale, no attention"],
         "pool": whole - shares["stale, no pool"],
     }
-    console.print(
-        "of the default: " + ", ".join(f"{name} {part / whole:.0%}" for name, part in parts.items())
-    )
+    show("Of the default: " + ", ".join(f"{name} {part / whole:.0%}" for name, part in parts.items()) + ".")
 
 
-def measure(options: Options, console: Console) -> None:
+def measure(options: Options) -> None:
     """Print all tables."""
-    speed(options, console)
+    speed(options)
     if options.latency:
         with tempfile.TemporaryDirectory() as folder:
             steady = ingest.Options(
@@ -134,8 +132,8 @@ def measure(options: Options, console: Console) -> None:
                 seconds=options.seconds,
                 checkpoint_seconds=30.0,  # as `ingest` has it
             )
-            ingest.latency(steady, Path(folder), console)
+            ingest.latency(steady, Path(folder))
 
 
 if __name__ == "__main__":
-    measure(tyro.cli(Options, description=__doc__), Console())
+    measure(tyro.cli(Options, description=__doc__))

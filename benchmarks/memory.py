@@ -2,9 +2,12 @@
 
 A lookup scans the summaries of all M chunks of C steps for the best k, and attends inside those. It is set
 beside the same in torch as the formulas are (`reference`), beside torch's fastest words for it (a product,
-`topk`, gathered contents), beside faiss's flat index with the attention of torch, and beside the time that
-the memory of this machine takes to hand over the bytes that must be read: all summaries once, and k chunks
-for each query. That bandwidth is measured, too. All sides take turns.
+`topk`, gathered contents), beside faiss's flat index with the attention of torch, and beside two bounds. *Of
+bandwidth*: the time that the memory of this machine takes to hand over the bytes that must be read, all
+summaries once and every chunk that is read once. *Of roofline*: that time where the bytes lie, which may be a
+cache, or the time that the multiply-adds take, whichever is longer. Bandwidths are those of reading as many
+bytes again and again; the multiply-adds a second are those of torch's product of two matrices. All sides take
+turns.
 
 Then: what it costs to remember a step, and to read from a store whose contents are on disk, in the page
 cache.
@@ -32,8 +35,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import tyro
-from rich.console import Console
 from rich.table import Table
+from tables import show
 from torch import Tensor
 
 from streamwise.kernels import native_info
@@ -83,17 +86,27 @@ def seconds_in_turns(sides: dict[str, Callable[[], object]], turns: int, least: 
     return {name: statistics.median(seconds[1:] or seconds) for name, seconds in found.items()}
 
 
+def fastest(call: Callable[[], object], times: int) -> float:
+    """Return the seconds of the fastest of some calls."""
+    best = math.inf
+    for _ in range(times):
+        started = time.perf_counter()
+        call()
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
 def bandwidth(size: int) -> float:
-    """Return bytes a second of reading so many bytes, by the best of three ways to read them."""
+    """Return bytes a second of reading so many bytes again and again, by the best of three ways."""
     numbers = torch.rand(size // 4)
     ways = (lambda: torch.dot(numbers, numbers), numbers.max, numbers.sum)
-    best = math.inf
-    for way in ways:
-        for _ in range(5):
-            started = time.perf_counter()
-            way()
-            best = min(best, time.perf_counter() - started)
-    return size / best
+    return size / min(fastest(way, max(5, _LARGE // size)) for way in ways)
+
+
+def multiply_adds() -> float:
+    """Return multiply-adds a second of a product of matrices, which reads each number many times."""
+    one, other = torch.rand(2, 512, 512)
+    return 512**3 / fastest(lambda: one @ other, 50)
 
 
 class Memory:
@@ -110,7 +123,10 @@ class Memory:
         self.contents = drawn(1, self.stored, options.length, options.width)
         self.select = drawn(1, queries, options.width)
         self.ask = drawn(1, queries, options.heads, options.width) / math.sqrt(options.width)
-        self.bytes = 4 * self.summaries.numel() + 4 * queries * options.k * self.contents[0, 0].numel()
+        chunk = self.contents[0, 0].numel()
+        read = scan(self.select, self.summaries, k=self.k)[0] % self.stored
+        self.bytes = 4 * (self.summaries.numel() + len(read.unique()) * chunk)
+        self.multiply_adds = queries * (self.summaries.numel() + 2 * options.heads * options.k * chunk)
 
     def ours(self, summaries: Tensor | None = None, scales: Tensor | None = None) -> Tensor:
         """Look up natively."""
@@ -151,7 +167,7 @@ class Memory:
 
 
 @torch.no_grad()
-def lookups(options: Options, console: Console) -> dict[int, list[tuple[int, float, float]]]:
+def lookups(options: Options) -> dict[int, list[tuple[int, float, float]]]:
     """Print the table; return chunks, our seconds and the least possible, by the number of queries."""
     known = importlib.util.find_spec("faiss") is not None
     table = Table(
@@ -159,10 +175,19 @@ def lookups(options: Options, console: Console) -> dict[int, list[tuple[int, flo
         f"{options.heads} heads; µs"
     )
     names = ["streamwise", "bfloat16", "int8", "reference", "torch, topk", *(["faiss"] if known else [])]
-    for heading in ("M", "queries", *names, "/ reference", "/ topk", "/ faiss", "of bandwidth"):
+    for heading in (
+        "M",
+        "queries",
+        *names,
+        "/ reference",
+        "/ topk",
+        "/ faiss",
+        "of bandwidth",
+        "of roofline",
+    ):
         table.add_column(heading, justify="right")
     grown: dict[int, list[tuple[int, float, float]]] = {queries: [] for queries in options.queries}
-    chunks, speed = 100, bandwidth(_LARGE)
+    chunks, speed, peak = 100, bandwidth(_LARGE), multiply_adds()
     while chunks <= options.most:
         for queries in options.queries:
             memory = Memory(chunks, queries, options)
@@ -181,18 +206,22 @@ def lookups(options: Options, console: Console) -> dict[int, list[tuple[int, flo
                 raise RuntimeError("the native lookup differs from the reference; its speed says nothing.")
             seconds = seconds_in_turns(sides, options.turns, 0.02)
             ours, least = seconds["streamwise"], memory.bytes / speed
+            roofline = max(memory.bytes / bandwidth(memory.bytes), memory.multiply_adds / peak)
             ratios = [
                 f"{seconds[name] / ours:.1f}" if name in seconds else ""
                 for name in ("reference", "torch, topk", "faiss")
             ]
             table.add_row(
                 f"{chunks:,}", str(queries), *(f"{1e6 * seconds[name]:,.0f}" for name in names), *ratios,
-                f"{least / ours:.0%}",
+                f"{least / ours:.0%}", f"{roofline / ours:.0%}",
             )  # fmt: skip
             grown[queries].append((chunks, ours, least))
         chunks *= 10
-    console.print(table)
-    console.print(f"Bandwidth: {speed / 1e9:.1f} GB/s, of reading {_LARGE / 1e6:,.0f} MB.")
+    show(table)
+    show(
+        f"Bandwidth: {speed / 1e9:.1f} GB/s, of reading {_LARGE / 1e6:,.0f} MB. Multiply-adds: "
+        f"{peak / 1e9:.1f} billion a second."
+    )
     return grown
 
 
@@ -219,7 +248,7 @@ def draw(grown: dict[int, list[tuple[int, float, float]]], path: Path) -> None:
         figure.savefig(path, dpi=110, facecolor="white", metadata={"Software": "streamwise"})
 
 
-def appends(options: Options, console: Console) -> None:
+def appends(options: Options) -> None:
     """Print what a step costs that is remembered, sealing included."""
     table = Table(title=f"Remembering a step, {options.length} to a chunk: µs a step, of processor time")
     for heading in ("store", "steps", "median", "mean"):
@@ -240,7 +269,7 @@ def appends(options: Options, console: Console) -> None:
                 name, f"{options.turns * steps:,}", f"{1e6 * statistics.median(seconds[1:]):.2f}",
                 f"{1e6 * statistics.mean(seconds[1:]):.2f}",
             )  # fmt: skip
-    console.print(table)
+    show(table)
 
 
 def use_store(folder: str, options: Options, answer: Any) -> None:
@@ -267,7 +296,7 @@ def use_store(folder: str, options: Options, answer: Any) -> None:
     answer.put((filled, resident, waits))
 
 
-def stores(options: Options, console: Console) -> None:
+def stores(options: Options) -> None:
     """Print what a store on disk costs."""
     table = Table(title=f"A store on disk: {options.k} chunks a read, from the page cache")
     for heading in ("chunks", "GB on disk", "chunks/s sealed", "MiB resident", "read: p50 ms", "p99 ms"):
@@ -284,26 +313,25 @@ def stores(options: Options, console: Console) -> None:
         f"{options.spilled:,}", f"{size / 1e9:.2f}", f"{options.spilled / filled:,.0f}", f"{resident:,.0f}",
         *(f"{1e3 * np.quantile(waits, q):.3f}" for q in (0.5, 0.99)),
     )  # fmt: skip
-    console.print(table)
+    show(table)
 
 
 def main(options: Options) -> None:
     """Print the tables."""
     torch.set_num_threads(1)
-    console = Console(width=150)
     info = native_info()
     if info is None:
-        console.print("The native kernels are not built; 'streamwise' is the reference here.")
+        show("The native kernels are not built; 'streamwise' is the reference here.")
     else:
-        console.print(f"Native kernels: {info.instruction_set}, {info.compiler}.")
+        show(f"Native kernels: {info.instruction_set}, {info.compiler}.")
     if options.only in (None, "lookup"):
-        grown = lookups(options, console)
+        grown = lookups(options)
         if options.plot is not None:
             draw(grown, options.plot)
     if options.only in (None, "append"):
-        appends(options, console)
+        appends(options)
     if options.only in (None, "store"):
-        stores(options, console)
+        stores(options)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 import tyro
 from rich.console import Console
 from rich.table import Table
+from tables import show
 
 from streamwise.agents import EVENT_MODELS
 from streamwise.runs.ingest import ingest as ingest_alone
@@ -133,7 +134,7 @@ def main() -> None:
                 scores = (f"{best[score]:.4f} ± {best[f'{score}_error']:.4f}" for score in SCORES)
                 averages = f"{best['averages']:.0f}" if best["averages"] else ""
                 table.add_row(model, way, averages, *numbers, *scores)
-    Console(width=120).print(table)
+    show(table)
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ import numpy as np
 import torch
 import tyro
 from gymnasium import spaces
-from rich.console import Console
 from rich.table import Table
+from tables import show
 
 from streamwise.agents import StreamTD
 from streamwise.runs.statistics import PredictionScores, prediction_scores
@@ -126,7 +126,7 @@ def main(options: Options) -> None:
                 f"{scores[0].last_cumulant:,.0f}",
                 f"{np.median(errors) / best:.2f}",
             )
-    Console(width=110).print(table)
+    show(table)
 
 
 if __name__ == "__main__":

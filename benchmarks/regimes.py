@@ -12,7 +12,6 @@ the first). Differences are paired by seed, which draws regimes, events and firs
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from tables import markdown, show
 
 from streamwise.agents import EVENT_MODELS
 from streamwise.agents.event_model import Score
@@ -293,10 +293,9 @@ def main(options: Options) -> None:
         table.add_column(heading, justify="left" if place < 2 else "right")
     for row in rows:
         table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 150).print(table)
+    show(table)
     if options.out:
-        lines = [HEADINGS, ["---", "---", *["--:"] * (len(HEADINGS) - 2)], *rows]
-        options.out.write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
+        options.out.write_text(f"{markdown(table)}\n")
     if options.figure:
         draw_figure(options.figure, regrets, streams, options.floors)
 

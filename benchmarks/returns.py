@@ -23,8 +23,8 @@ from typing import Literal
 import numpy as np
 import pyarrow.parquet as pq
 import tyro
-from rich.console import Console
 from rich.table import Table
+from tables import show
 
 from streamwise.envs import make
 from streamwise.runs.statistics import running_mean
@@ -95,7 +95,7 @@ def main(options: Options) -> None:
         with ThreadPoolExecutor(options.jobs) as pool:
             for future in [pool.submit(_run, case, seed, options) for case, seed in jobs]:
                 future.result()
-    Console(width=150 if not sys.stdout.isatty() else None).print(_table(cases, options.out))
+    show(_table(cases, options.out))
 
 
 def _run(case: Case, seed: int, options: Options) -> None:

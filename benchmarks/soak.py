@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from rich.console import Console
 from rich.table import Table
+from tables import show
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "end_to_end"))
 from killing import Case, differences, finish, kill_and_resume
@@ -66,12 +66,15 @@ def soak(options: Options) -> bool:
         numbers = (f"{case.steps:,}", f"{case.checkpoint_every:,}", str(made), str(resumed), f"{seconds:.0f}")
         table.add_row(str(case), *numbers, ", ".join(found) or "nothing")
         print(f"{case}: {made} kills, {resumed} resumed, {found or 'equal'}", file=sys.stderr, flush=True)
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    show(table)
     return exact
 
 
 def watch_memory(steps: int) -> None:
-    """Print the resident memory of a run, with a checkpoint every 1,000 steps, as it goes along."""
+    """Print the resident memory of a run, with a checkpoint every 1,000 steps, at each tenth of it."""
+    table = Table(title="Resident memory of a run of HalfCheetah-v5, a checkpoint every 1,000 steps")
+    for name in ("steps", "MiB"):
+        table.add_column(name, justify="right")
     with tempfile.TemporaryDirectory() as scratch:
         command = [
             "train",
@@ -88,12 +91,14 @@ def watch_memory(steps: int) -> None:
                 names = [path.name for path in reached.glob("step-*")] if reached.is_dir() else []
                 if names and int(max(names).removeprefix("step-")) >= steps * tenth // 10 - 1_000:
                     megabytes = int(pages.read_text().split()[1]) * 4096 / 2**20
-                    print(f"step {steps * tenth // 10:>10,}: {megabytes:.1f} MiB", flush=True)
+                    table.add_row(f"{steps * tenth // 10:,}", f"{megabytes:.1f}")
+                    print(f"step {steps * tenth // 10:,}: {megabytes:.1f} MiB", file=sys.stderr, flush=True)
                     break
                 try:
                     process.wait(0.5)
                 except subprocess.TimeoutExpired:
                     continue
+    show(table)
 
 
 def main(options: Options) -> int:

@@ -29,6 +29,7 @@ import tyro
 from gymnasium import spaces
 from rich.console import Console
 from rich.table import Table
+from tables import show
 
 from streamwise.agents import StreamAC, agent_class
 from streamwise.agents.native import Backend
@@ -377,7 +378,6 @@ def _machine() -> str:
 
 def main(options: Options) -> None:
     torch.set_num_threads(1)
-    console = Console(width=None if sys.stdout.isatty() else 170)
     tables: list[Callable[[], Table]] = [lambda: speed_table(options)]
     if options.scaling:
         tables += [lambda: scaling_table("obgd"), lambda: scaling_table("intentional")]
@@ -386,7 +386,7 @@ def main(options: Options) -> None:
     if options.memory:
         tables.append(memory_table)
     for table in tables:
-        console.print(table())
+        show(table())
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -35,8 +34,8 @@ from typing import Any, Literal
 import live_tpp
 import torch
 import tyro
-from rich.console import Console
 from rich.table import Table
+from tables import show
 from torch import Tensor
 
 from streamwise.agents import attnhp
@@ -193,10 +192,10 @@ def published_operations(length: int, rows: int, heads: int = 2, layers: int = 2
 
 def our_operations(length: int, rows: int, heads: int = 2, layers: int = 2) -> dict[str, float]:
     times, later = NODES + 1, layers - 1
-    seen = (length + 16) / 2  # events, on average: blocks of intervals see what their last may see
+    seen = length / 2  # events, on average
     return {
         "event projections": heads * length * (layers * 49 * 96 + 32 * 17),
-        "event attention": heads * later * length * 2 * (length + rows) * 32,
+        "event attention": heads * later * length * 2 * (seen + rows) * 32,
         "query path": heads * (length + 1) * times
         * ((17 * 49 + (seen + rows) * 49) + later * (49 * 96 + (seen + rows) * 64)),
         "head": (length + 1) * times * heads * 32 * TYPES,
@@ -370,16 +369,15 @@ def predict_published(side: Training) -> int:
 
 def main(options: Options) -> None:
     torch.set_num_threads(1)
-    console = Console(width=None if sys.stdout.isatty() else 150)
     if options.only != "live":
         difference = check_equal(torch.Generator().manual_seed(0))
-        console.print(f"Intensities of the two schemes agree to {difference:.0e}.")
+        show(f"Intensities of the two schemes agree to {difference:.0e}.")
     for name, tables in (("training", training_tables), ("prediction", prediction_tables)):
         if options.only in (None, name):
             for table in tables(options):
-                console.print(table)
+                show(table)
     if options.only in (None, "live"):
-        live_tpp.measure(live_tpp.Options(), console)
+        live_tpp.measure(live_tpp.Options())
 
 
 if __name__ == "__main__":

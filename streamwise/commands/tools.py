@@ -2,57 +2,70 @@
 
 from __future__ import annotations
 
+import ast
+import shutil
+import subprocess
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from streamwise.commands.parsing import parse
 
 __all__ = ["bench_command", "doctor_command"]
 
 
-@dataclass(frozen=True)
-class BenchArguments:
-    """Run the comparisons of benchmarks/ and print their tables; for a source checkout.
-
-    What follows the name goes to the benchmark: streamwise bench NAME --help shows its own options.
-
-    streamwise bench step --only HalfCheetah
-    streamwise bench returns --table
-    streamwise bench prediction --data ETTh1.csv
-    streamwise bench ingest --no-memory
-    """
-
-    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
-    """step (speed), returns (learning results), prediction (time series), ingest (events), soak (kills),
-    tpp (speed of PromptTPP), live-tpp (of it live), event-ablations (its parts), regimes, prompt-figures,
-    partitioned-ingest (events, several workers)."""
-
-
 def bench_command(argv: list[str]) -> int:
-    """Run a script of benchmarks/. Returns the exit code."""
-    import subprocess
-
+    """Run a script of benchmarks/, or list them. Returns the exit code."""
     import streamwise.runs
     from streamwise.streams import UsageError
     from streamwise.streams.errors import meant
 
-    arguments = parse(BenchArguments, "bench", argv[:1])
     folder = Path(streamwise.runs.__file__).parents[1] / "benchmarks"
-    scripts = {
-        path.stem.removesuffix("_speed").replace("_", "-"): path for path in sorted(folder.glob("*.py"))
-    }
+    scripts = _scripts(folder)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_overview(scripts))
+        return 0 if argv else 2
     if not scripts:
         raise UsageError(f"there is no {folder}; benchmarks come with a source checkout, not with a wheel.")
-    if arguments.name not in scripts:
-        hint = meant(arguments.name, scripts)
+    name, *rest = argv
+    if name not in scripts:
         raise UsageError(
-            f"no benchmark is named {arguments.name!r}.{hint} Choose one of: {', '.join(scripts)}."
+            f"no benchmark is named {name!r}.{meant(name, scripts)} Choose one of: {', '.join(scripts)}."
         )
-    return subprocess.run([sys.executable, str(scripts[arguments.name]), *argv[1:]], check=False).returncode
+    return subprocess.run([sys.executable, str(scripts[name]), *rest], check=False).returncode
+
+
+def _scripts(folder: Path) -> dict[str, Path]:
+    """Return the scripts of a folder by the names that they are run under; what they share is no script."""
+    return {
+        path.stem.removesuffix("_speed").replace("_", "-"): path
+        for path in sorted(folder.glob("*.py"))
+        if '__name__ == "__main__"' in path.read_text()
+    }
+
+
+def _overview(scripts: dict[str, Path]) -> str:
+    """Say how benchmarks are run, and what each measures: the first line of its own description."""
+    width = max(map(len, scripts), default=0)
+    columns = shutil.get_terminal_size((120, 24)).columns
+    lines = [
+        textwrap.fill(
+            (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0],
+            columns,
+            initial_indent=f"  {name:<{width}}  ",
+            subsequent_indent=" " * (width + 4),
+        )
+        for name, path in scripts.items()
+    ]
+    return "\n".join(
+        [
+            "usage: streamwise bench NAME [OPTIONS]\n",
+            "Run the measurements of benchmarks/ and print their tables; for a source checkout.\n",
+            *lines,
+            "\nstreamwise bench NAME --help explains one; start with: streamwise bench step --only CartPole",
+        ]
+    )
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,6 @@ def test_help_of_train_shows_the_settings_of_the_agent_in_question(streamwise):
         (["sweep", "small", "--resume"], "there is no sweep in outputs/small to go on with"),
         (["sweep", "small", "--address", "127.0.0.1:1"], "there is no Ray cluster at 127.0.0.1:1"),
         (["sweep", "small", "--address", "auto", "--cpus", "1"], "--cpus is of this machine alone"),
-        (["bench"], "Missing from streamwise bench: NAME"),
         (["bench", "stepp"], "Did you mean 'step'?"),
     ],
 )
