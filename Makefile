@@ -11,7 +11,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 INSTALL_INPUTS := pyproject.toml constraints.txt CMakeLists.txt $(shell find kernels -name '*.cpp' -o -name '*.h' -o -name '*.inl')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types wheel clean
+.PHONY: help demo test lint format types docs wheel clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -45,6 +45,10 @@ types: $(VENV)/.installed-dev  ## check types
 	@ln -s $(CURDIR)/streamwise/* $(foreach folder,agents envs kernels memory runs streams,$(CURDIR)/$(folder)) \
 		build/types/streamwise
 	$(BIN)/mypy
+
+docs: $(VENV)/.installed-dev  ## build the manual as a site into build/docs; a warning is an error
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet -d build/doctrees docs build/docs
+	@echo "open build/docs/index.html"
 
 wheel: $(VENV)/.installed-dev  ## build the wheel into dist/
 	$(BIN)/python -m build --wheel --outdir dist
