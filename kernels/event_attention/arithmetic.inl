@@ -97,7 +97,8 @@ static inline double log1p_of(double x) { return __builtin_log1p(x); }
 static inline float log1p_of(float x) {
   const float u = 1.0f + x, lost = (x - (u - 1.0f)) / u;
   const int bits = __builtin_bit_cast(int, u), whole = (bits - 0x3f3504f3) >> 23;  // mantissas from sqrt(1/2) on
-  const float f = __builtin_bit_cast(float, bits - (whole << 23)) - 1.0f, square = f * f, n = float(whole);
+  const float f = __builtin_bit_cast(float, unsigned(bits) - (unsigned(whole) << 23)) - 1.0f, square = f * f;
+  const float n = float(whole);
   float p = 7.0376836292e-2f;
   p = p * f - 1.1514610310e-1f;
   p = p * f + 1.1676998740e-1f;
