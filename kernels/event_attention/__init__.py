@@ -67,7 +67,11 @@ def attend(
 
 
 def _has_kernel() -> bool:
-    return _found() and torch.get_default_dtype() in (torch.float32, torch.float64)
+    return (
+        _found()
+        and torch.get_default_dtype() in (torch.float32, torch.float64)
+        and torch._C._functorch.peek_interpreter_stack() is None  # torch.func.vmap has no arrays to give
+    )
 
 
 @cache

@@ -53,6 +53,7 @@ def _has_kernel(implementation: Implementation, gaps: Tensor, *others: Tensor) -
         and all(tensor.device.type == "cpu" for tensor in (gaps, *others))
         and not gaps.requires_grad
         and native_info() is not None
+        and torch._C._functorch.peek_interpreter_stack() is None  # torch.func.vmap has no arrays to give
     )
 
 
