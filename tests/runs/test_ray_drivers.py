@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from streamwise.runs import partitioned, sweep, up
+from streamwise.runs import partitioned, sweep, up_driver
 
 
 class GoneError(Exception):
@@ -45,7 +45,7 @@ class Started:
 
 
 def driver_of(module, ray, **attributes):
-    driver = object.__new__(module._Driver)
+    driver = object.__new__(up_driver.Driver if module is up_driver else module._Driver)
     driver.ray = ray
     lost = []
     for name in ("_lost", "_failed"):
@@ -56,12 +56,12 @@ def driver_of(module, ray, **attributes):
 
 
 @pytest.mark.parametrize(("call", "asked"), [(1, 2), (2, 1)])
-@pytest.mark.parametrize("module", [sweep, partitioned, up], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [sweep, partitioned, up_driver], ids=lambda module: module.__name__)
 def test_an_end_and_the_progress_before_it_may_come_together(module, call, asked):
     """In either order: it was once taken for granted that what was asked is still known after the end."""
-    if module is up:
-        one = up.Member("a", None, None, None, actor=Started(), call=call, asked=asked, state="running")
-        driver, lost = driver_of(up, Ray(call), members=[one], memories=[])
+    if module is up_driver:
+        one = up_driver.Member("a", None, None, None, actor=Started(), call=call, asked=asked, state="running")
+        driver, lost = driver_of(up_driver, Ray(call), members=[one], memories=[])
     elif module is sweep:
         one = sweep.Slot(Started(), call, job=SimpleNamespace(run=SimpleNamespace(name="a")), asked=asked)
         driver, lost = driver_of(sweep, Ray(call), slots=[one])
