@@ -60,7 +60,9 @@ def driver_of(module, ray, **attributes):
 def test_an_end_and_the_progress_before_it_may_come_together(module, call, asked):
     """In either order: it was once taken for granted that what was asked is still known after the end."""
     if module is up_driver:
-        one = up_driver.Member("a", None, None, None, actor=Started(), call=call, asked=asked, state="running")
+        one = up_driver.Member(
+            "a", None, None, None, actor=Started(), call=call, asked=asked, state="running"
+        )
         driver, lost = driver_of(up_driver, Ray(call), members=[one], memories=[])
     elif module is sweep:
         one = sweep.Slot(Started(), call, job=SimpleNamespace(run=SimpleNamespace(name="a")), asked=asked)
