@@ -215,7 +215,7 @@ class Trainer:
         """
         loss = self.loss(batch)
         self.base.zero_grad()
-        (loss if penalty is None else loss + penalty()).backward()  # type: ignore[no-untyped-call]
+        (loss if penalty is None else loss + penalty()).backward()  # type: ignore[no-untyped-call]  # torch says no types
         self._apply(self.base, self.base_parameters, pace * self.settings.step_size)
         self.steps += 1
         if self.pool is not None and self.steps % self.settings.refresh_every == 0:

@@ -152,7 +152,7 @@ class ValueFinetuning:
         """Take a transition that was learned from; now and then, refresh."""
         if not self.every:
             return
-        action = int(transition.action) if self.of_actions else 0  # type: ignore[arg-type]
+        action = int(transition.action) if self.of_actions else 0  # type: ignore[arg-type]  # of_actions: whole numbers
         self.reservoir.add(transition, action, self.config.value_ends(transition))
         if self.reservoir.seen % self.every == 0:
             self.finetune()

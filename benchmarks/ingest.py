@@ -209,7 +209,7 @@ def latency(options: Options, scratch: Path) -> None:
                     record(batch, scores)
                     found.append(time.monotonic() - np.asarray(batch.polled_at))  # noqa: B023
 
-                run.recorder.record = recorded  # type: ignore[method-assign]
+                run.recorder.record = recorded  # type: ignore[method-assign]  # timed
                 producer.start()  # noqa: B023
 
             total = int(options.rate * options.seconds)

@@ -194,8 +194,8 @@ def lookups(options: Options) -> dict[int, list[tuple[int, float, float]]]:
             half, (eighth, scales) = memory.summaries.bfloat16(), quantize(memory.summaries)
             sides: dict[str, Callable[[], object]] = {
                 "streamwise": memory.ours,
-                "bfloat16": lambda m=memory, s=half: m.ours(s),  # type: ignore[misc]
-                "int8": lambda m=memory, s=eighth, x=scales: m.ours(s, x),  # type: ignore[misc]
+                "bfloat16": lambda m=memory, s=half: m.ours(s),  # type: ignore[misc]  # bound now, not when called
+                "int8": lambda m=memory, s=eighth, x=scales: m.ours(s, x),  # type: ignore[misc]  # bound now, not when called
                 "reference": memory.reference,
                 "torch, topk": memory.by_topk,
             }

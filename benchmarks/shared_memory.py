@@ -92,7 +92,7 @@ def agent(env: Any, options: Options, *, reads: bool) -> StreamAC:
     random = np.random.default_rng(0)
     width = env.observation_space.shape[0]
     for id in range(0 if reads else options.guests):  # a reader gets them from the memory
-        made.memory.admit(id, random.standard_normal((options.chunk_length, width)))  # type: ignore[union-attr]
+        made.memory.admit(id, random.standard_normal((options.chunk_length, width)))  # type: ignore[union-attr]  # made with one
     return made
 
 
@@ -115,7 +115,7 @@ def learner(actor: Any, options: Options, *, writes: bool, reads: bool) -> Itera
     with contextlib.ExitStack() as stack:
         turn = None
         if writes or reads:
-            link = MemoryLink(made.memory, f"learner {writes} {reads}", writes, reads)  # type: ignore[arg-type]
+            link = MemoryLink(made.memory, f"learner {writes} {reads}", writes, reads)  # type: ignore[arg-type]  # made with one
             stack.enter_context(Linked(link, [RayConnection(actor)], print))
             turn = link.turn
 
@@ -199,8 +199,8 @@ def right_answers(options: Options, seed: int, *, shared: bool) -> list[float]:
     )
     width = told.observation_space.shape[0]
     memory = SharedMemory(InProcessStore(1, width, 10 * options.facts))
-    speaks = MemoryLink(teller.memory, "teller", writes=True, reads=False)  # type: ignore[arg-type]
-    hears = MemoryLink(listener.memory, "listener", writes=False, reads=True)  # type: ignore[arg-type]
+    speaks = MemoryLink(teller.memory, "teller", writes=True, reads=False)  # type: ignore[arg-type]  # made with one
+    hears = MemoryLink(listener.memory, "listener", writes=False, reads=True)  # type: ignore[arg-type]  # made with one
     facts = iter(streamwise.EnvironmentStream(told, teller.act))
     rewards = np.zeros(options.questions)
     for number, question in zip(

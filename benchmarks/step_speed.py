@@ -336,12 +336,12 @@ def _time_network(depth: int, width: int, rule: str) -> tuple[int, float, float]
             for sample in samples:
                 agent.learn_one(sample)
             rounds.append((time.perf_counter() - start) / len(samples))
-        time_one.size = agent.critic.parameters.numel() + agent.actor.parameters.numel()  # type: ignore[attr-defined]
+        time_one.size = agent.critic.parameters.numel() + agent.actor.parameters.numel()  # type: ignore[attr-defined]  # a note for the caller
         return min(rounds)
 
     slow = time_one("torch", 1)
     seconds = time_one("native", 8)
-    return time_one.size, seconds, slow  # type: ignore[attr-defined]
+    return time_one.size, seconds, slow  # type: ignore[attr-defined]  # a note for the caller
 
 
 _MEMORY = """

@@ -290,9 +290,9 @@ def stages_of_a_step(training: Training, steps: int = 3) -> dict[str, float]:
     """Return the share of each stage of a training step."""
     stages, model, attend = Stages(), training.model, attnhp.attend
     attnhp.attend = stages.timed(attend, "event attention", within="event projections")
-    model.remember = stages.timed(model.remember, "event projections")  # type: ignore[method-assign]
-    model.states = stages.timed(model.states, "query path")  # type: ignore[method-assign]
-    model.head.forward = stages.timed(model.head.forward, "head")  # type: ignore[method-assign]
+    model.remember = stages.timed(model.remember, "event projections")  # type: ignore[method-assign]  # timed
+    model.states = stages.timed(model.states, "query path")  # type: ignore[method-assign]  # timed
+    model.head.forward = stages.timed(model.head.forward, "head")  # type: ignore[method-assign]  # timed
     try:
         for _ in range(steps):
             stages.timed(training.step, "likelihood")(stages)

@@ -222,7 +222,7 @@ def _make_atari(spec: EnvSpec, name: str, episodic_life: bool, kwargs: dict[str,
         env = gymnasium.wrappers.TimeLimit(env, max_episode_steps)
     if episodic_life:
         env = EpisodicLife(env)
-    if "FIRE" in env.unwrapped.get_action_meanings():  # type: ignore[attr-defined]
+    if "FIRE" in env.unwrapped.get_action_meanings():  # type: ignore[attr-defined]  # Atari's own
         env = FireOnReset(env)
     env.observation_space.seed(0)  # its generator is copied by the stack, and nobody else seeds it
     return gymnasium.wrappers.FrameStackObservation(env, 4)

@@ -173,7 +173,7 @@ def _action_check(space: spaces.Space[Any]) -> Callable[[Action, int], Any]:
 
         def check_index(action: Action, step: int) -> int:
             try:
-                index = operator.index(action)  # type: ignore[arg-type]
+                index = operator.index(action)  # type: ignore[arg-type]  # what is no number is refused
             except TypeError:
                 index = low - 1
             if not low <= index <= high:

@@ -329,7 +329,7 @@ class FireOnReset(Wrapper):
 
     def __init__(self, env: Environment) -> None:
         super().__init__(env)
-        self._fire: int = env.unwrapped.get_action_meanings().index("FIRE")  # type: ignore[attr-defined]
+        self._fire: int = env.unwrapped.get_action_meanings().index("FIRE")  # type: ignore[attr-defined]  # Atari's own
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Reset:
         """Start an episode."""

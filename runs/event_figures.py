@@ -83,6 +83,7 @@ def _difference_panels(runs: Sequence[EventRun], compared: Compared, best: Event
 
 
 def likelihood_panels(runs: Sequence[EventRun]) -> Panels:
+    """Return the panel of how well events are foreseen, over the stream."""
     return {"Log-likelihood per event": partial(_draw_score, runs, "log_likelihood", "nats")}
 
 

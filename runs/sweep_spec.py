@@ -253,7 +253,7 @@ class _Reader:
             "settings": {**dataclasses.asdict(settings), **own},
         }
         try:
-            config: RunConfig[Any] = msgspec.convert(run, RunConfig[type(settings)])  # type: ignore[misc]
+            config: RunConfig[Any] = msgspec.convert(run, RunConfig[type(settings)])  # type: ignore[misc]  # known only now
         except (msgspec.ValidationError, UsageError) as error:
             raise self.error(f"{environment}, {label}: {error}") from None
         name = re.sub(r"[^A-Za-z0-9._=-]+", "-", f"{environment.removeprefix('csv:')}-{label}-seed{seed}")

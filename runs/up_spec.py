@@ -315,7 +315,7 @@ class _Reader:
             "label": name,
             "settings": {**dataclasses.asdict(settings), **own},
         }
-        config: RunConfig[Any] = self.converted(where, run, RunConfig[type(settings)])  # type: ignore[misc]
+        config: RunConfig[Any] = self.converted(where, run, RunConfig[type(settings)])  # type: ignore[misc]  # known only now
         endless = config.steps == FOR_EVER
         if endless and getattr(config.settings, "exploration_steps", 0) is None:
             raise self.error(
@@ -347,7 +347,7 @@ class _Reader:
             "model": model,
             "settings": {**dataclasses.asdict(settings), **own},
         }
-        config: IngestConfig[Any] = self.converted(where, run, IngestConfig[type(settings)])  # type: ignore[misc]
+        config: IngestConfig[Any] = self.converted(where, run, IngestConfig[type(settings)])  # type: ignore[misc]  # known only now
         return config
 
     def of(self, find: Any, name: Any, where: str) -> Any:

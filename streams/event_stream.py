@@ -181,7 +181,7 @@ class EventStream:
             yield batch
             self._batch = None
         elif room:
-            yield EventBatch(*(None if column is None else column[:room] for column in batch))  # type: ignore[arg-type]
+            yield EventBatch(*(None if column is None else column[:room] for column in batch))  # type: ignore[arg-type]  # in its order
         seconds = self._clock() - given_at
         turn = _TURN_SECONDS if self._full < _BEHIND else _TURN_SECONDS_BEHIND
         if seconds > turn:
@@ -265,9 +265,9 @@ class EventStream:
         limit = self._now() + self.max_ahead
         for i in np.flatnonzero(times > limit).tolist():
             faults[i] = FUTURE, f"its time is {times[i] - limit + self.max_ahead:,.0f} s ahead of the clock"
-        if isinstance(before, int) and decoded.times and records.positions[0] < before:  # type: ignore[operator]
+        if isinstance(before, int) and decoded.times and records.positions[0] < before:  # type: ignore[operator]  # an int, as before is
             for i, index in enumerate(decoded.which):
-                if records.positions[index] < before:  # type: ignore[operator]
+                if records.positions[index] < before:  # type: ignore[operator]  # an int, as before is
                     faults[i] = DUPLICATE, "a record of this position came before"
         if self._catch_up > _NEVER and self.last_time_of is not None:
             for i in np.flatnonzero(times < self._catch_up).tolist():

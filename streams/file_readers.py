@@ -456,7 +456,7 @@ def _uncompressed(file: BinaryIO, compression: str) -> Callable[[int], bytes]:
 
         # pyarrow closes what it was given.
         own = os.fdopen(os.dup(file.fileno()), "rb", buffering=0)
-        return pa.CompressedInputStream(pa.PythonFile(own), "zstd").read  # type: ignore[no-any-return]
+        return pa.CompressedInputStream(pa.PythonFile(own), "zstd").read  # type: ignore[no-any-return]  # pyarrow says no types
     return file.read
 
 

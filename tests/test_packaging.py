@@ -6,6 +6,7 @@ import ast
 import doctest
 import importlib
 import importlib.metadata
+import re
 import subprocess
 import sys
 import tomllib
@@ -87,6 +88,18 @@ def test_nothing_that_is_loaded_can_carry_code(path):
     }
     assert not called & {"eval", "exec", "torch.load", "torch.save"}
     assert not [name for name in called if name.endswith("read_pickle")]
+
+
+def test_what_the_type_checker_is_to_overlook_has_a_reason():
+    folders = [*MAY_IMPORT, "benchmarks", "examples", "tests"]
+    lines = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for folder in folders
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for number, line in enumerate(path.read_text().splitlines(), start=1)
+        if re.search(r"# type: [i]gnore(?!\[[a-z, -]+\]  # \w)", line)
+    ]
+    assert lines == []
 
 
 def test_every_folder_is_in_the_wheel_under_its_name():

@@ -137,7 +137,7 @@ def _has_kernel(query: Tensor, implementation: Implementation) -> bool:
     return there
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch says no types
 def _is_there(device: str) -> bool:
     there = (
         find_spec("triton") is not None if device == "cuda" else device == "cpu" and native_info() is not None

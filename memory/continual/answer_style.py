@@ -55,7 +55,7 @@ class Forms(nn.Module):
         super().__init__()
         *body, last = network.children()
         self.body, self.last = nn.Sequential(*body), last
-        width = int(last.in_features)  # type: ignore[arg-type]
+        width = int(last.in_features)  # type: ignore[arg-type]  # a Linear's, an int
         self.yes_or_no = _head(width, classes, generator)
         self.choice = _head(width, classes, generator)
         self.group = _head(width, groups, generator)
@@ -149,7 +149,7 @@ class AnswerStyles(Wrapped):
 
 
 def _head(width: int, outputs: int, generator: torch.Generator) -> nn.Linear:
-    head: nn.Linear = nn.utils.skip_init(nn.Linear, width, outputs)  # type: ignore[no-untyped-call]
+    head: nn.Linear = nn.utils.skip_init(nn.Linear, width, outputs)  # type: ignore[no-untyped-call]  # torch says no types
     nn.init.normal_(head.weight, std=width**-0.5, generator=generator)
     nn.init.zeros_(head.bias)
     return head

@@ -315,7 +315,7 @@ class CompressionMemory(Wrapped):
             generator = torch.Generator().manual_seed(mix((self._key + self.episodes * _GOLDEN) & _MASK))
             self.episodes += 1
             loss = self._episode(inputs, targets, documents, questions, generator)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()  # type: ignore[no-untyped-call]  # torch says no types
             optimizer.step()
             optimizer.zero_grad()
             losses.append(loss.detach())

@@ -78,7 +78,7 @@ def peek(argv: list[str], flag: str) -> str | None:
 def without_validation(kind: type[Arguments], **values: Any) -> Arguments:
     """Make a frozen dataclass whose environment is not known yet."""
     made = object.__new__(kind)
-    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]  # a dataclass it is
         object.__setattr__(made, field.name, values.get(field.name, field.default))
     return made
 

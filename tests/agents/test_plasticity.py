@@ -154,14 +154,14 @@ def test_a_unit_of_ours_that_always_lies_far_below_its_layer_is_dead_but_passes_
     network = published_network((12,), 16, seed=0)(2)
     observations = draw(100, 12).float()
     before = plasticity(network, observations)
-    first = network[0]  # type: ignore[index]
-    first.bias.data[3] = -100.0  # type: ignore[operator, union-attr]
+    first = network[0]  # type: ignore[index]  # a Linear
+    first.bias.data[3] = -100.0  # type: ignore[operator, union-attr]  # a Linear
     layer = hidden_units(network, observations)[0]
     assert bool(dead(layer)[3])
     assert (layer[:, 3] < 0.0).all()
     assert not dormant(layer, 0.0).any()
     assert before["dead_units"] < 0.2
-    first.weight.data[3], first.bias.data[3] = 0.0, 0.0  # type: ignore[operator, union-attr]
+    first.weight.data[3], first.bias.data[3] = 0.0, 0.0  # type: ignore[operator, union-attr]  # a Linear
     assert not dead(hidden_units(network, observations)[0])[3]
 
 

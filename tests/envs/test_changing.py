@@ -128,7 +128,7 @@ def test_observations_are_those_of_the_plain_world_in_the_present_order():
 def test_the_space_has_room_for_every_order_and_for_mixtures():
     env: Any = make("CartPole-v1?change=observations&values=0,1,2&every=6&blend=1", seed=0)
     plain = make("CartPole-v1").observation_space
-    low, high = plain.low, plain.high  # type: ignore[attr-defined]
+    low, high = plain.low, plain.high  # type: ignore[attr-defined]  # a Box
     orders = [feature_order(seed, 4) for seed in (0, 1, 2)]
     np.testing.assert_array_equal(env.observation_space.low, np.min([low[order] for order in orders], 0))
     np.testing.assert_array_equal(env.observation_space.high, np.max([high[order] for order in orders], 0))

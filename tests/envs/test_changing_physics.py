@@ -106,7 +106,7 @@ def test_a_box_that_is_pulled_slides_as_much_faster_as_friction_is_smaller(conta
         Laboratory(LABORATORY.format(**contact)), "friction", Schedule((1.0, 0.5, 0.0), every=10)
     )
     env.reset()
-    model, data = env.unwrapped.model, env.unwrapped.data  # type: ignore[attr-defined]
+    model, data = env.unwrapped.model, env.unwrapped.data  # type: ignore[attr-defined]  # the environment's own
     box = model.body("box").id
     data.xfrc_applied[box, 0] = 0.3 * 9.81 * model.body_mass[box]
     found = np.array(speeds(env, "sliding", 0, 30)) / (10 * 10 * 0.002 * 9.81)  # in pulls of a weight

@@ -85,7 +85,7 @@ def test_making_environments_prints_nothing_and_leaves_no_file(tmp_path):
 def test_a_warning_of_the_simulation_is_logged_and_writes_no_file(caplog, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     env = make("HalfCheetah-v5", seed=0)
-    env.unwrapped.data.qvel[:] = 1e20  # type: ignore[attr-defined]
+    env.unwrapped.data.qvel[:] = 1e20  # type: ignore[attr-defined]  # the environment's own
     with caplog.at_level(logging.WARNING, logger="streamwise.envs"):
         env.step(np.zeros(6, np.float32))
     assert any("unstable" in record.message for record in caplog.records)
@@ -212,7 +212,7 @@ def test_observations_are_flat_floats_or_images_and_lie_in_their_space(name):
 def test_dm_control_features_come_in_the_alphabetical_order_of_their_names(task):
     env = make(f"dm_control/{task}-v0", seed=0)
     observation, _ = env.reset()
-    inner = env.unwrapped._env  # type: ignore[attr-defined]
+    inner = env.unwrapped._env  # type: ignore[attr-defined]  # the environment's own
     parts = inner.task.get_observation(inner.physics)
     assert list(parts) == list(inner.observation_spec())
     expected = np.concatenate([np.ravel(parts[key]) for key in sorted(parts)])
@@ -392,7 +392,7 @@ def test_atari_actions_stick_as_often_as_asked_for_and_not_by_the_emulator():
         env = make(name, **options)
         sticky = env.has_wrapper_attr("repeat_action_probability")
         assert (env.get_wrapper_attr("repeat_action_probability") if sticky else None) == expected
-        assert env.unwrapped.ale.getFloat("repeat_action_probability") == 0.0  # type: ignore[attr-defined]
+        assert env.unwrapped.ale.getFloat("repeat_action_probability") == 0.0  # type: ignore[attr-defined]  # the environment's own
 
 
 def test_an_action_sticks_to_a_frame_with_the_probability_asked_for():

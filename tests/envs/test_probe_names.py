@@ -85,15 +85,15 @@ def test_a_probe_passes_gymnasiums_own_check(name):
 @pytest.mark.parametrize("name", SMALL)
 def test_an_episode_ends_within_the_step_limit(name):
     env = make(name, seed=1)
-    limit, steps, over = env.unwrapped.step_limit, 0, False  # type: ignore[attr-defined]
+    limit, steps, over = env.unwrapped.step_limit, 0, False  # type: ignore[attr-defined]  # the environment's own
     env.reset()
     while not over:
         *_, terminated, truncated, _ = env.step(env.action_space.sample())
         over, steps = terminated or truncated, steps + 1
     assert steps <= limit
-    assert make(name, time_feature=True).max_episode_steps == limit  # type: ignore[attr-defined]
+    assert make(name, time_feature=True).max_episode_steps == limit  # type: ignore[attr-defined]  # the environment's own
     shorter = min(2, limit)
-    assert make(name, time_feature=True, max_episode_steps=shorter).max_episode_steps == shorter  # type: ignore[attr-defined]
+    assert make(name, time_feature=True, max_episode_steps=shorter).max_episode_steps == shorter  # type: ignore[attr-defined]  # the environment's own
 
 
 def test_an_option_in_the_name_is_the_option_beside_it():
@@ -108,8 +108,8 @@ def test_an_option_in_the_name_is_the_option_beside_it():
         beside = make(f"streamwise/{name.partition('?')[0]}", **options)
         assert Player(by_name).play(40) == Player(beside).play(40)
         restore(by_name, sent(capture(beside)))
-    assert make("Pendulum-v1?g=3.5").unwrapped.g == 3.5  # type: ignore[attr-defined]
-    assert make("CartPole-v1?max_episode_steps=7").spec.max_episode_steps == 7  # type: ignore[union-attr]
+    assert make("Pendulum-v1?g=3.5").unwrapped.g == 3.5  # type: ignore[attr-defined]  # the environment's own
+    assert make("CartPole-v1?max_episode_steps=7").spec.max_episode_steps == 7  # type: ignore[union-attr]  # the environment's own
 
 
 @pytest.mark.filterwarnings("ignore:.*not in the possible render_modes")

@@ -291,9 +291,9 @@ def test_an_environment_with_the_two_methods_goes_on_bit_for_bit(kind):
 
 def test_state_that_is_no_plain_value_is_refused_with_the_attribute_that_holds_it():
     env = make("CartPole-v1")
-    env.unwrapped.memory = [object()]  # type: ignore[attr-defined]
+    env.unwrapped.memory = [object()]  # type: ignore[attr-defined]  # the environment's own
     assert "CartPoleEnv cannot be captured: memory holds a builtins.object" in str(why_not(env))
-    env.unwrapped.memory = np.array([None])  # type: ignore[attr-defined]
+    env.unwrapped.memory = np.array([None])  # type: ignore[attr-defined]  # the environment's own
     assert "memory holds an array of object" in str(why_not(env))
 
 

@@ -47,7 +47,7 @@ class ReusesItsBuffer(gymnasium.Env[Any, Any]):
 
 
 def same(a: Transition, b: Transition) -> bool:
-    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))  # type: ignore[arg-type]
+    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))  # type: ignore[arg-type]  # arrays here
 
 
 def test_it_is_a_stream_of_transitions():
@@ -194,7 +194,7 @@ def test_a_transition_stays_as_it_was_while_the_environment_goes_on(name):
     kept, copies = [], []
     for transition in islice(EnvironmentStream(env, random_actions(env)), 25):
         kept.append(transition)
-        copies.append(Transition(*(np.copy(part) for part in transition)))  # type: ignore[arg-type]
+        copies.append(Transition(*(np.copy(part) for part in transition)))  # type: ignore[arg-type]  # arrays here
     assert all(map(same, kept, copies))
 
 
@@ -207,14 +207,14 @@ def test_an_agent_may_reuse_its_action_array():
         return action
 
     kept = list(islice(EnvironmentStream(env, act), 3))
-    assert [float(t.action[0]) for t in kept] == [1.0, 2.0, 3.0]  # type: ignore[index]
+    assert [float(t.action[0]) for t in kept] == [1.0, 2.0, 3.0]  # type: ignore[index]  # arrays here
 
 
 def test_nan_from_the_environment_is_passed_on_for_the_learner_to_refuse():
     env = ReusesItsBuffer()
     stream = EnvironmentStream(env, lambda observation: 0)
     env.buffer = np.full(1, np.nan, np.float32)
-    env.reset = lambda **_: (env.buffer, {})  # type: ignore[method-assign]
+    env.reset = lambda **_: (env.buffer, {})  # type: ignore[method-assign]  # replaced
     assert np.isnan(next(iter(stream)).observation).all()
 
 

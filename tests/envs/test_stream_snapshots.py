@@ -29,7 +29,7 @@ def random_policy(seed: int, env: Any) -> Any:
             return int(generator.integers(env.action_space.n))
         return generator.uniform(-1, 1, env.action_space.shape).astype(np.float32)
 
-    act.generator = generator  # type: ignore[attr-defined]
+    act.generator = generator  # type: ignore[attr-defined]  # the function's own
     return act
 
 
@@ -50,7 +50,7 @@ def test_a_stream_that_seeks_a_position_goes_on_bit_for_bit(name, options, steps
     other = EnvironmentStream(env := make(name, seed=2, **options), random_policy(1, env), seed=5)
     list(islice(other, 7))
     other.seek(position)
-    other.act.generator.bit_generator.state = original.act.generator.bit_generator.state  # type: ignore[attr-defined]
+    other.act.generator.bit_generator.state = original.act.generator.bit_generator.state  # type: ignore[attr-defined]  # the function's own
     assert sent(other.position) == position
     assert bits(list(islice(other, 60))) == bits(list(islice(original, 60)))
     assert sent(other.position) == sent(original.position)
