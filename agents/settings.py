@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal, assert_never, get_args
 
 import torch
 import tyro
@@ -270,10 +270,14 @@ class StreamSettings:
     ) -> Rule:
         """Make the chosen step-size rule for one network."""
         trace = torch.zeros_like(network.parameters)
-        if self.step_size_rule == "intentional":
-            return Intentional(trace, intended_change, normalize_td_error=is_policy)
-        kind = ObGD if self.step_size_rule == "obgd" else AdaptiveObGD
-        return kind(trace, self.step_size, overshoot_margin)
+        match self.step_size_rule:
+            case "obgd":
+                return ObGD(trace, self.step_size, overshoot_margin)
+            case "adaptive-obgd":
+                return AdaptiveObGD(trace, self.step_size, overshoot_margin)
+            case "intentional":
+                return Intentional(trace, intended_change, normalize_td_error=is_policy)
+        assert_never(self.step_size_rule)
 
 
 def observation_shape(space: spaces.Space[Any], time_feature: bool, agent: str) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ from streamwise.runs.storage import open_storage, replace_durably
 from streamwise.streams import UsageError
 from streamwise.streams.csv_series import DEFAULT_TRACE_DECAYS
 from streamwise.streams.errors import nearest
+from streamwise.streams.series import FORMS, is_series, path_of
 
 __all__ = [
     "Preset",
@@ -100,18 +101,18 @@ class RunConfig(Generic[Settings]):
             value = getattr(self, name)
             if value is not None and value < low:
                 raise UsageError(f"--{name.replace('_', '-')} is {value}; use {low} or more.")
-        is_series = self.environment.startswith("csv:")
-        if is_series != (self.agent == "stream-td"):
-            wanted = "--agent stream-td" if is_series else "csv:PATH instead of an environment"
+        predicts = is_series(self.environment)
+        if predicts != (self.agent == "stream-td"):
+            wanted = "--agent stream-td" if predicts else f"{FORMS} instead of an environment"
             raise UsageError(
                 f"{self.agent} on {self.environment}: use {wanted}; stream-td predicts series only."
             )
-        if is_series and self.target is None:
+        if predicts and self.target is None:
             raise UsageError(f"{self.environment} needs --target COLUMN, the column to predict.")
         for name in ("target", "features", "trace_decays"):
-            if getattr(self, name) is not None and not is_series:
+            if getattr(self, name) is not None and not predicts:
                 flag = name.replace("_", "-")
-                raise UsageError(f"--{flag} belongs to csv:PATH, not to {self.environment}.")
+                raise UsageError(f"--{flag} belongs to {FORMS}, not to {self.environment}.")
         if self.episodic_life and not self.environment.startswith("ALE/"):
             raise UsageError(f"--episodic-life belongs to Atari (ALE/...), not to {self.environment}.")
 
@@ -120,14 +121,14 @@ class RunConfig(Generic[Settings]):
         """Where the run keeps everything."""
         if self.out is not None:
             return self.out
-        name = f"{self.environment}-{self.agent}-{self.settings.step_size_rule}-seed{self.seed}"
-        return Path("outputs") / re.sub(r"[/:?&=]+", "-", name.removeprefix("csv:")).strip("-.")
+        name = f"{path_of(self.environment)}-{self.agent}-{self.settings.step_size_rule}-seed{self.seed}"
+        return Path("outputs") / re.sub(r"[/:?&=]+", "-", name).strip("-.")
 
     def resolved(self) -> RunConfig[Settings]:
         """Return this configuration with every value that depends on another filled in."""
         settings = self.settings
         decays = self.trace_decays
-        if decays is None and self.environment.startswith("csv:"):
+        if decays is None and is_series(self.environment):
             decays = DEFAULT_TRACE_DECAYS
         if isinstance(settings, ExplorationSettings) and settings.exploration_steps is None:
             duration = round(settings.exploration_fraction * self.steps)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TypeVar
 
-from streamwise.streams import NonFiniteSampleError
+from streamwise.streams import NonFiniteSampleError, UsageError
 
 __all__ = ["StopRequest", "learn"]
 
@@ -59,7 +59,8 @@ def learn(
     called every 32 steps. checkpoint: called with last=True at the end. size: where a sample holds several,
     such as the events of one poll, how many; there is a checkpoint only between two polls, and a show after
     each. Returns the number learned in all; the last one is in a checkpoint. Raises NonFiniteSampleError for
-    NaN or an infinity, after a checkpoint of the last good state.
+    NaN or an infinity, and UsageError for what else the user can mend in the samples, after a checkpoint of
+    the last good state.
     """
     try:
         for sample in samples:
@@ -71,7 +72,7 @@ def learn(
                 break
             if due(step):
                 checkpoint()
-    except NonFiniteSampleError:
+    except (NonFiniteSampleError, UsageError):
         checkpoint(last=True)
         raise
     checkpoint(last=True)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from streamwise.runs.statistics import PredictionScores, prediction_scores, running_mean
 from streamwise.streams import UsageError
+from streamwise.streams.series import is_series, path_of
 
 __all__ = [
     "EPISODES",
@@ -50,8 +51,8 @@ class Run:
     def environment(self) -> str:
         """As the page calls it: a series by its column and file."""
         name = str(self.config["environment"])
-        file = Path(name.removeprefix("csv:")).name
-        return f"{self.config.get('target')} of {file}" if name.startswith("csv:") else name
+        file = Path(path_of(name)).name
+        return f"{self.config.get('target')} of {file}" if is_series(name) else name
 
     @property
     def label(self) -> str:

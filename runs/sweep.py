@@ -42,6 +42,7 @@ from streamwise.runs.sweep_runner import Outcome, Progress, Runner, Where
 from streamwise.runs.sweep_spec import PlannedRun, Resources, SweepSpec, load_sweep
 from streamwise.runs.train import fetch
 from streamwise.streams import UsageError
+from streamwise.streams.series import is_series
 
 __all__ = [
     "SweepOptions",
@@ -112,7 +113,7 @@ def run_sweep(spec: SweepSpec, options: SweepOptions, console: Console | None = 
     an environment that nobody knows, resources that no node has. Raises RayStoppedError if Ray does.
     """
     for environment in {run.config.environment for run in spec.runs}:
-        if not environment.startswith("csv:"):
+        if not is_series(environment):
             family_of(environment)
     if options.address and ":" in options.address and "://" not in options.address:
         reach(options.address)  # Ray itself tries for minutes

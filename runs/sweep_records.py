@@ -32,6 +32,7 @@ from streamwise.runs.report import median
 from streamwise.runs.run_data import EPISODES, Array
 from streamwise.runs.statistics import bootstrap_interval, curve_on_grid, running_mean
 from streamwise.runs.sweep_data import SweepRun
+from streamwise.streams.series import is_series
 
 __all__ = [
     "EVERYWHERE",
@@ -39,7 +40,7 @@ __all__ = [
     "Cell",
     "Record",
     "data_files",
-    "is_series",
+    "predicts",
     "sweep_cells",
     "sweep_tables",
 ]
@@ -85,7 +86,7 @@ class Cell:
 
 def sweep_cells(runs: Sequence[SweepRun]) -> list[Cell]:
     """Return what is compared. Only runs count that came half as far as the furthest on their environment."""
-    learning = [run for run in runs if run.run and not is_series(run)]
+    learning = [run for run in runs if run.run and not predicts(run)]
     labels = list(dict.fromkeys(run.label for run in learning))
     cells = []
     for environment in dict.fromkeys(run.environment for run in learning):
@@ -104,9 +105,9 @@ def sweep_cells(runs: Sequence[SweepRun]) -> list[Cell]:
     return cells
 
 
-def is_series(run: SweepRun) -> bool:
+def predicts(run: SweepRun) -> bool:
     """Whether it predicts a time series: it has no returns to compare."""
-    return run.run is not None and str(run.run.config["environment"]).startswith("csv:")
+    return run.run is not None and is_series(str(run.run.config["environment"]))
 
 
 def _curve(label: str, place: int, runs: Sequence[SweepRun], grid: Array) -> figures.Band | None:

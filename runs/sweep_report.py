@@ -38,7 +38,7 @@ from streamwise.runs.sweep_records import (
     Record,
     common_environments,
     data_files,
-    is_series,
+    predicts,
     sweep_cells,
     sweep_tables,
 )
@@ -265,7 +265,7 @@ def _notes(runs: Sequence[SweepRun], cells: Sequence[Cell]) -> list[str]:
         ],
         "Left out, no finished episode yet": [run.title for run in left_out if not math.isfinite(run.final)],
         "Time series have no returns and no part in the statistics": [
-            run.title for run in runs if is_series(run)
+            run.title for run in runs if predicts(run)
         ],
         "Equal seeds, which are no independent evidence": [
             f"{cell.label} on {cell.environment}"

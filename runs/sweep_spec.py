@@ -46,6 +46,7 @@ from streamwise.agents import AGENTS, agent_class
 from streamwise.runs.config import RunConfig, load_preset, read_toml
 from streamwise.streams import UsageError
 from streamwise.streams.errors import nearest
+from streamwise.streams.series import is_series, path_of
 
 __all__ = ["PlannedRun", "Resources", "SweepSpec", "load_sweep", "sweep_names"]
 
@@ -229,7 +230,7 @@ class _Reader:
         named = {key: value for part in parts.values() for key, value in part.items()}
         given = flags | named
         preset = load_preset(given["preset"]) if "preset" in given else None
-        usual = "stream-td" if environment.startswith("csv:") else "stream-ac"
+        usual = "stream-td" if is_series(environment) else "stream-ac"
         algorithm = given.get("agent") or (preset.agent if preset else usual)
         if preset and preset.agent != algorithm:
             raise self.error(
@@ -256,7 +257,7 @@ class _Reader:
             config: RunConfig[Any] = msgspec.convert(run, RunConfig[type(settings)])  # type: ignore[misc]  # known only now
         except (msgspec.ValidationError, UsageError) as error:
             raise self.error(f"{environment}, {label}: {error}") from None
-        name = re.sub(r"[^A-Za-z0-9._=-]+", "-", f"{environment.removeprefix('csv:')}-{label}-seed{seed}")
+        name = re.sub(r"[^A-Za-z0-9._=-]+", "-", f"{path_of(environment)}-{label}-seed{seed}")
         return PlannedRun(name.strip("-."), config)
 
     def seeds(self) -> list[int]:

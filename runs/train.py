@@ -24,7 +24,7 @@ from streamwise.runs.recorder import Recorder
 from streamwise.runs.saver import Saver
 from streamwise.runs.storage import open_storage, replace_durably
 from streamwise.streams import NonFiniteSampleError, Transition, UsageError
-from streamwise.streams.csv_series import CsvSeriesStream
+from streamwise.streams.series import is_series, open_series
 
 __all__ = [
     "Attach",
@@ -194,10 +194,10 @@ def make_environment(config: RunConfig[Any], **options: Any) -> Any:
 
 def _open(config: RunConfig[Any]) -> Any:
     """Return the series to predict, or the environment to act in."""
-    if config.environment.startswith("csv:"):
+    if is_series(config.environment):
         assert config.target is not None
-        return CsvSeriesStream(
-            config.environment.removeprefix("csv:"),
+        return open_series(
+            config.environment,
             config.target,
             features=config.features,
             trace_decays=config.trace_decays or (),
@@ -206,7 +206,7 @@ def _open(config: RunConfig[Any]) -> Any:
 
 
 def _make_learner(config: RunConfig[Any], source: Any) -> Learner:
-    action_space = None if isinstance(source, CsvSeriesStream) else source.action_space
+    action_space = None if is_series(config.environment) else source.action_space
     learner: Learner = agent_class(config.agent)(
         source.observation_space, action_space, config.settings, seed=config.seed, backend=config.backend
     )
@@ -244,10 +244,10 @@ def _run(
 ) -> RunResult:
     from streamwise.envs import EnvironmentStream
 
-    is_series = isinstance(source, CsvSeriesStream)
-    stream = source if is_series else EnvironmentStream(source, learner.act, seed=config.seed)
+    predicts = is_series(config.environment)
+    stream = source if predicts else EnvironmentStream(source, learner.act, seed=config.seed)
     storage = None if config.storage is None else open_storage(config.storage)
-    recorder = Recorder(config.directory, is_series=is_series, storage=storage)
+    recorder = Recorder(config.directory, is_series=predicts, storage=storage)
     notes = [_backend_of(learner)]
     watch = PlasticityWatch(learner, config.plasticity_every) if config.plasticity_every else None
     if checkpoint is not None:
@@ -301,6 +301,11 @@ def _run(
     except NonFiniteSampleError as error:
         kept = f"The state before it is in the checkpoint of step {saver.last_good_step:,}."
         raise NonFiniteSampleError(f"{config.environment}: {error} {kept}") from None
+    except UsageError as error:  # of a sample, such as a damaged row; all else was checked before
+        raise UsageError(
+            f"{error} What was learned before is in the checkpoint of step {saver.last_good_step or 0:,}; "
+            f"go on with `streamwise resume {config.directory}`."
+        ) from None
     finally:
         commit()
         stream.close()

@@ -36,6 +36,7 @@ from streamwise.runs.texts import plain
 from streamwise.runs.up_data import LearnerData, System
 from streamwise.runs.up_history import Who
 from streamwise.runs.up_spec import LearnerPlan, SystemSpec
+from streamwise.streams.series import is_series
 
 __all__ = ["MARKS", "Box", "Diagram", "Wire", "curve_panels", "diagram", "system_png", "time_line"]
 
@@ -325,7 +326,7 @@ def _learner_box(plan: LearnerPlan, place: int) -> Box:
 
 def _about_stream(plan: LearnerPlan) -> str:
     """The environment, or where samples come from: without folders, for which a box has no room."""
-    if isinstance(plan.config, RunConfig) and not plan.config.environment.startswith("csv:"):
+    if isinstance(plan.config, RunConfig) and not is_series(plan.config.environment):
         return plan.config.environment
     sources = [plan.config.environment] if isinstance(plan.config, RunConfig) else plan.config.sources
     first, *others = [source.partition("?")[0] for source in sources]

@@ -32,7 +32,6 @@ workers = 2                           # processes that divide the partitions
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,6 +46,7 @@ from streamwise.runs.ingest_config import IngestConfig
 from streamwise.runs.shared_memory import RETENTIONS, MemorySettings
 from streamwise.streams import UsageError
 from streamwise.streams.errors import nearest
+from streamwise.streams.series import absolute, is_series
 from streamwise.streams.sources import resolved_url
 
 __all__ = [
@@ -227,8 +227,7 @@ class _Reader:
             raise self.error(f"[streams.{name}] must have an environment, or a source of events")
         (value,) = table.values()
         if "environment" in table and isinstance(value, str):
-            if value.startswith("csv:"):
-                value = table["environment"] = f"csv:{os.path.abspath(value.removeprefix('csv:'))}"
+            value = table["environment"] = absolute(value)
             return value
         values = [value] if isinstance(value, str) else value
         if (
@@ -298,7 +297,7 @@ class _Reader:
         reads: bool,
     ) -> RunConfig[Any]:
         preset = load_preset(given["preset"]) if "preset" in given else None
-        usual = "stream-td" if environment.startswith("csv:") else "stream-ac"
+        usual = "stream-td" if is_series(environment) else "stream-ac"
         agent = given.get("agent") or (preset.agent if preset else usual)
         if preset and preset.agent != agent:
             raise self.error(f"{where}: preset {given['preset']} is for {preset.agent}, not {agent}")

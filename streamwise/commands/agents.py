@@ -34,6 +34,7 @@ def train_command(argv: list[str]) -> int:
     """Train an agent. Returns the exit code."""
     from streamwise.agents import agent_class
     from streamwise.runs.config import RunConfig, load_preset, preset_names
+    from streamwise.streams.series import is_series
 
     preset_name, agent = peek(argv, "--preset"), peek(argv, "--agent")
     preset = load_preset(preset_name) if preset_name else None
@@ -41,8 +42,8 @@ def train_command(argv: list[str]) -> int:
         from streamwise.streams import UsageError
 
         raise UsageError(f"preset {preset_name} is for {preset.agent}, not for {agent}; drop --agent.")
-    is_series = any(argument.startswith("csv:") for argument in argv)
-    agent = preset.agent if preset else agent or ("stream-td" if is_series else "stream-ac")
+    predicts = any(is_series(argument) for argument in argv)
+    agent = preset.agent if preset else agent or ("stream-td" if predicts else "stream-ac")
     settings = preset.settings if preset else agent_class(agent).Config()
     default: RunConfig[Any] = without_validation(
         RunConfig,

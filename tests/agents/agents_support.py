@@ -25,6 +25,7 @@ HIDDEN = 11
 BOX_ACTIONS = spaces.Box(-1.0, 1.0, (2,), np.float32)
 DISCRETE_ACTIONS = spaces.Discrete(3)
 RULES = ("obgd", "adaptive-obgd", "intentional")
+RULES_ON_TORCH: tuple[str, ...] = ()  # those of them that the engine has no kernel for
 
 # Under AddressSanitizer every access is looked at, and each takes longer: fewer samples of every shape do.
 SANITIZED = "libasan" in os.environ.get("LD_PRELOAD", "")
@@ -62,8 +63,9 @@ class Case:
         agent = AGENTS[self.name]
         memory = {} if network is not None else MEMORIES[self.memory]
         config = agent.Config(**{"hidden_size": HIDDEN, **memory, **changes})
-        # A network of one's own may have no native kernel; "auto" is what a user would say then.
-        backend = self.backend if network is None else {"native": "auto"}.get(self.backend, self.backend)
+        # A network or rule of one's own may have no native kernel; "auto" is what a user would say then.
+        has_kernel = network is None and changes.get("step_size_rule") not in RULES_ON_TORCH
+        backend = self.backend if has_kernel else {"native": "auto"}.get(self.backend, self.backend)
         return agent(OBSERVATIONS, self.actions, config, seed=seed, network=network, backend=backend)
 
     def __str__(self) -> str:

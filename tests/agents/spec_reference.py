@@ -93,6 +93,22 @@ def tamed(past: History, is_policy: bool) -> float:
     return past.clipped[-1] / (float(weights @ np.abs(past.clipped)) / weights.sum())
 
 
+def change(
+    rule: str, past: History, gradient: np.ndarray, td_error: float, config: Any, *, is_policy: bool = False
+) -> np.ndarray:
+    """Returns the change of the weights by the rule of this name, with a learner's settings."""
+    margin = config.policy_overshoot_margin if is_policy else config.overshoot_margin
+    intended = config.policy_intended_change if is_policy else config.intended_change
+    match rule:
+        case "obgd":
+            return obgd(past, gradient, td_error, config.step_size, margin)
+        case "adaptive-obgd":
+            return adaptive_obgd(past, gradient, td_error, config.step_size, margin)
+        case "intentional":
+            return intentional(past, gradient, td_error, intended, is_policy)
+    raise NotImplementedError(f"spec_reference.py has no formula for the rule {rule!r}; write it there.")
+
+
 class Network:
     """Linear, LayerNorm, LeakyReLU twice, then Linear, on a flat vector W1, b1, W2, b2, W3, b3."""
 

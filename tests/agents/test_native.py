@@ -25,7 +25,7 @@ from streamwise.streams import NonFiniteSampleError, Transition, UsageError
 
 pytestmark = pytest.mark.skipif(native_info() is None, reason="streamwise was built without native kernels")
 
-RULES = ("obgd", "adaptive-obgd", "intentional")
+NATIVE_RULES = ("obgd", "adaptive-obgd", "intentional")
 VECTOR = spaces.Box(-np.inf, np.inf, (17,), np.float64)
 GRID = spaces.Box(0.0, 1.0, (10, 10, 4), np.float32)
 FRAMES = spaces.Box(0, 255, (4, 84, 84), np.uint8)
@@ -116,7 +116,7 @@ def assert_single_updates_agree(reference, native, samples, tolerance, *, first_
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", NATIVE_RULES)
 @pytest.mark.parametrize(("name", "actions"), LEARNERS)
 @pytest.mark.parametrize("bootstrap", [True, False], ids=["bootstrap", "no-bootstrap"])
 def test_one_update_agrees_with_torch(name, actions, rule, dtype, bootstrap):
@@ -133,7 +133,7 @@ def test_one_update_agrees_with_torch(name, actions, rule, dtype, bootstrap):
 
 
 @pytest.mark.parametrize("memory", ["hcam", "gru"])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", NATIVE_RULES)
 @pytest.mark.parametrize(("name", "actions"), LEARNERS)
 def test_one_update_with_a_memory_agrees_with_torch(name, actions, rule, memory):
     changes = {"step_size_rule": rule, "dtype": "float64", "hidden_size": 16, **MEMORIES[memory]}
@@ -215,7 +215,7 @@ def test_remembering_and_forgetting_without_learning_agree_with_torch(memory):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", NATIVE_RULES)
 @pytest.mark.parametrize("space", [pytest.param(GRID, id="grid"), pytest.param(FRAMES, id="frames")])
 def test_one_update_of_a_convolutional_network_agrees_with_torch(space, rule, dtype):
     reference, native = pair("stream-q", space, DISCRETE, step_size_rule=rule, dtype=dtype, hidden_size=40)
@@ -224,7 +224,7 @@ def test_one_update_of_a_convolutional_network_agrees_with_torch(space, rule, dt
     assert_single_updates_agree(reference, native, samples, TOLERANCE[dtype], first_tolerance=first)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", NATIVE_RULES)
 def test_a_convolutional_actor_and_critic_agree_with_torch(rule):
     reference, native = pair(
         "stream-ac", GRID, DISCRETE, step_size_rule=rule, dtype="float64", hidden_size=32
@@ -238,7 +238,7 @@ def test_a_convolutional_actor_and_critic_agree_with_torch(rule):
     learner=st.sampled_from(
         [("stream-ac", True), ("stream-ac", False), ("stream-q", False), ("stream-td", None)]
     ),
-    rule=st.sampled_from(RULES),
+    rule=st.sampled_from(NATIVE_RULES),
     features=st.integers(2, 70),
     hidden=st.integers(10, 70),
     actions=st.integers(1, 9),
@@ -341,7 +341,7 @@ def real_run(environment, name, steps, rule, dtype, settings):
 
 @pytest.mark.parametrize(("environment", "name", "settings"), REAL)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", NATIVE_RULES)
 def test_updates_agree_along_real_runs(environment, name, settings, rule, dtype):
     steps = 40 if SANITIZED else 150
     reference, native, samples = real_run(environment, name, steps, rule, dtype, settings)
@@ -351,7 +351,7 @@ def test_updates_agree_along_real_runs(environment, name, settings, rule, dtype)
 @pytest.mark.slow
 @pytest.mark.parametrize(("environment", "name", "settings"), REAL)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", NATIVE_RULES)
 def test_updates_agree_at_ten_thousand_states_of_real_runs(environment, name, settings, rule, dtype):
     reference, native, samples = real_run(environment, name, 10_000, rule, dtype, settings)
     observations, actions = reference.observation_space, reference.action_space
@@ -362,7 +362,7 @@ def test_updates_agree_at_ten_thousand_states_of_real_runs(environment, name, se
 @pytest.mark.parametrize(("environment", "name", "settings"), REAL)
 @pytest.mark.parametrize("steps", [60 if SANITIZED else 400, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_a_recorded_stream_replayed_through_both_stays_together(environment, name, settings, steps):
-    for rule in RULES:
+    for rule in NATIVE_RULES:
         reference, native, samples = real_run(environment, name, steps, rule, "float64", settings)
         for sample in samples:
             native.learn_one(sample)
@@ -389,7 +389,7 @@ def use_instruction_set(instruction_set, monkeypatch):
 def test_every_instruction_set_agrees_with_torch(instruction_set, monkeypatch):
     use_instruction_set(instruction_set, monkeypatch)
     for space, actions, name in ((VECTOR, BOX, "stream-ac"), (GRID, DISCRETE, "stream-q")):
-        for rule in RULES:
+        for rule in NATIVE_RULES:
             for dtype in ("float32", "float64"):
                 reference, native = pair(
                     name, space, actions, step_size_rule=rule, dtype=dtype, hidden_size=24
@@ -459,7 +459,7 @@ def test_the_arrays_are_the_learners_own():
 
 
 @pytest.mark.parametrize(("name", "actions"), LEARNERS)
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", NATIVE_RULES)
 def test_a_run_may_change_its_back_end_at_any_state(name, actions, rule):
     reference = pair(name, VECTOR, actions, step_size_rule=rule, dtype="float64", hidden_size=16)[0]
     samples = list(random_samples(np.random.default_rng(7), VECTOR, actions, 90))

@@ -14,7 +14,7 @@ from test_native import (
     DISCRETE,
     FIRST_TOLERANCE,
     LEARNERS,
-    RULES,
+    NATIVE_RULES,
     TOLERANCE,
     VECTOR,
     assert_same_state,
@@ -62,7 +62,7 @@ def learned(name="stream-q", actions=DISCRETE, count=150, **changes):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", NATIVE_RULES)
 @pytest.mark.parametrize(("name", "actions"), LEARNERS)
 def test_one_update_agrees_with_torch(name, actions, rule, dtype):
     """Before the warm-up's end, at it, and afterwards."""
@@ -74,7 +74,7 @@ def test_one_update_agrees_with_torch(name, actions, rule, dtype):
     assert any(tensor.any() for name, tensor in native.state_dict().items() if name.endswith(".parameters"))
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", NATIVE_RULES)
 @pytest.mark.parametrize(("name", "actions"), LEARNERS)
 def test_a_run_goes_on_as_in_torch(name, actions, rule):
     """From the first observation on, each with keys that it has moved itself, at the default sizes."""
@@ -101,7 +101,7 @@ def test_a_run_goes_on_as_in_torch(name, actions, rule):
     key_width=st.integers(1, 17),
     actions=st.sampled_from([1, 2, 5, 90]),
     warm_up=st.sampled_from([0, 1, 5, 64, 75]),
-    rule=st.sampled_from(RULES),
+    rule=st.sampled_from(NATIVE_RULES),
     dtype=st.sampled_from(["float32", "float64"]),
     seed=st.integers(0, 1000),
 )
@@ -130,7 +130,7 @@ def test_a_bottleneck_of_any_shape_goes_on_as_in_torch(
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
 def test_every_instruction_set_agrees_with_torch(instruction_set, monkeypatch):
     use_instruction_set(instruction_set, monkeypatch)
-    for rule in RULES:
+    for rule in NATIVE_RULES:
         for dtype, tolerance in TOLERANCE.items():
             reference, native = pair("stream-ac", VECTOR, BOX, step_size_rule=rule, dtype=dtype, **SIZES)
             samples = list(random_samples(np.random.default_rng(5), VECTOR, BOX, WARM_UP + 20))
@@ -226,7 +226,7 @@ def test_remembering_ends_the_warm_up_as_in_torch():
 # --- going on ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", NATIVE_RULES)
 @pytest.mark.parametrize(("name", "actions"), LEARNERS)
 def test_a_run_may_change_its_back_end_at_any_state(name, actions, rule):
     """Between two moves of the keys, right before the last one, right after it, and later."""

@@ -245,4 +245,5 @@ def test_a_gradient_of_zero_is_no_accident(rule):
 def test_the_choice_of_rule_is_the_rule_that_is_made(rule):
     network = FlatNetwork(nn.Linear(3, 1), torch.float32)
     kinds = {"obgd": ObGD, "adaptive-obgd": AdaptiveObGD, "intentional": Intentional}
+    assert rule in kinds, "a new rule has its class here, too"
     assert type(StreamSettings(step_size_rule=rule).rule_for(network, 2.0, 0.5)) is kinds[rule]

@@ -63,16 +63,10 @@ def test_every_step_is_the_step_of_the_formulas(case, rule, bootstrap):
         outputs, policy_flat = actor.outputs(s)
         log_probability, entropy = log_probability_and_entropy(outputs, transition.action)
         objective = log_probability + 0.1 * np.sign(td_error) * entropy
-        for network, past, gradient, kappa, eta in (
-            (critic, value_past, spec.gradient(value[0], value_flat), 2.0, 0.5),
-            (actor, policy_past, spec.gradient(objective, policy_flat), 3.0, 0.05),
-        ):
-            if rule == "obgd":
-                network.flat += spec.obgd(past, gradient, td_error, 1.0, kappa)
-            elif rule == "adaptive-obgd":
-                network.flat += spec.adaptive_obgd(past, gradient, td_error, 1.0, kappa)
-            else:
-                network.flat += spec.intentional(past, gradient, td_error, eta, network is actor)
+        gradient = spec.gradient(value[0], value_flat)
+        critic.flat += spec.change(rule, value_past, gradient, td_error, agent.config)
+        gradient = spec.gradient(objective, policy_flat)
+        actor.flat += spec.change(rule, policy_past, gradient, td_error, agent.config, is_policy=True)
         assert metrics["td_error_magnitude"] == pytest.approx(abs(td_error), rel=1e-10)
         assert metrics["entropy"] == pytest.approx(entropy.item(), rel=1e-10)
         for flat, network in ((agent.critic, critic), (agent.actor, actor)):

@@ -77,11 +77,8 @@ def test_every_step_is_the_step_of_the_formulas(case, rule, bootstrap):
         outputs, flat = network.outputs(s)
         is_greedy = int(outputs.argmax()) == transition.action
         td_error = r + (1 - done) * 0.99 * network.value(s_next).max() - outputs[transition.action].item()
-        network.flat += {
-            "obgd": lambda g, d: spec.obgd(past, g, d, 1.0, 2.0),
-            "adaptive-obgd": lambda g, d: spec.adaptive_obgd(past, g, d, 1.0, 2.0),
-            "intentional": lambda g, d: spec.intentional(past, g, d, 0.5, False),
-        }[rule](spec.gradient(outputs[transition.action], flat), td_error)
+        gradient = spec.gradient(outputs[transition.action], flat)
+        network.flat += spec.change(rule, past, gradient, td_error, agent.config)
         assert metrics["td_error_magnitude"] == pytest.approx(abs(td_error), rel=1e-10)
         np.testing.assert_allclose(agent.network.parameters.numpy(), network.flat, rtol=1e-12, atol=1e-12)
         agent.network.parameters.numpy()[:] = network.flat

@@ -120,7 +120,6 @@ def test_small_steps_sum_up_to_the_offline_lambda_return_update(
 @pytest.mark.parametrize("bootstrap", [True, False])
 @pytest.mark.parametrize("rule", RULES)
 def test_every_step_is_the_step_of_the_formulas(case, rule, bootstrap):
-    c = StreamTDConfig(dtype="float64", step_size_rule=rule)
     agent = case.make(dtype="float64", step_size_rule=rule, bootstrap_on_truncation=bootstrap)
     network = spec.Network(agent.network.parameters, FEATURES, HIDDEN, 1)
     past, statistics = spec.History(0.99 * 0.8), spec.Statistics(0.99)
@@ -130,12 +129,8 @@ def test_every_step_is_the_step_of_the_formulas(case, rule, bootstrap):
         done = transition.terminated or (transition.truncated and not bootstrap)
         outputs, flat = network.outputs(s)
         td_error = r + (1 - done) * 0.99 * network.value(s_next)[0] - outputs.item()
-        change = {
-            "obgd": lambda g, d: spec.obgd(past, g, d, c.step_size, c.overshoot_margin),
-            "adaptive-obgd": lambda g, d: spec.adaptive_obgd(past, g, d, c.step_size, c.overshoot_margin),
-            "intentional": lambda g, d: spec.intentional(past, g, d, c.intended_change, False),
-        }[rule](spec.gradient(outputs[0], flat), td_error)
-        network.flat += change
+        gradient = spec.gradient(outputs[0], flat)
+        network.flat += spec.change(rule, past, gradient, td_error, agent.config)
         assert metrics["td_error_magnitude"] == pytest.approx(abs(td_error), rel=1e-10)
         np.testing.assert_allclose(agent.network.parameters.numpy(), network.flat, rtol=1e-12, atol=1e-12)
         # One update from equal weights agrees much closer than a run of them.

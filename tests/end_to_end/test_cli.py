@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
+from streamwise.agents.step_sizes import StepSizeRule
 from streamwise.cli import COMMANDS, main
 
 
@@ -51,7 +54,7 @@ def test_help_of_train_shows_the_settings_of_the_agent_in_question(streamwise):
     output = streamwise("train", "--agent", "stream-q", "--help")[1]
     assert "--exploration-fraction" in output
     assert "--policy-intended-change" not in output
-    assert "{obgd,adaptive-obgd,intentional}" in output
+    assert f"{{{','.join(get_args(StepSizeRule))}}}" in output
 
 
 @pytest.mark.parametrize(

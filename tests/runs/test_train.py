@@ -220,6 +220,26 @@ def test_a_series_is_predicted_and_resumed_to_its_end(tmp_path):
     assert whole.equals(parts)
 
 
+def test_a_damaged_row_costs_nothing_that_was_learned_before_it(tmp_path):
+    rows = [f"{i},{np.sin(i / 9):.6f},{np.cos(i / 9):.6f}" for i in range(900)]
+    path = tmp_path / "waves.csv"
+    settings = StreamTDConfig(discount=0.9, hidden_size=16)
+    options = {"agent": "stream-td", "target": "b", "seed": 2, "steps": 10_000}
+
+    def write(rows):
+        path.write_text("date,a,b\n" + "\n".join(rows) + "\n")
+
+    write(rows)
+    train(RunConfig(f"csv:{path}", settings, out=tmp_path / "whole", **options))
+    write([*rows[:600], "600,0.1", *rows[601:]])
+    with pytest.raises(UsageError, match=r"line 602.* checkpoint of step 599; .*resume .*cut`"):
+        train(RunConfig(f"csv:{path}", settings, out=tmp_path / "cut", **options))
+    write(rows)
+    assert resume(tmp_path / "cut").step == 899
+    whole, cut = (pq.read_table(tmp_path / name / "predictions.parquet") for name in ("whole", "cut"))
+    assert whole.equals(cut)
+
+
 class Mute(Broken):
     """An environment of a user's own that cannot be captured."""
 
