@@ -1,4 +1,4 @@
-"""How far one update may go: three interchangeable rules for w <- w + step * td_error * trace.
+"""How far one update may go: interchangeable rules for w <- w + step * td_error * trace.
 
 A rule owns the eligibility trace of one network, for the step depends on it. All arrays are flat, [size], in
 the network's layout. `gradient` is the ascent gradient of what the update should raise: a value, or the
