@@ -17,10 +17,11 @@ help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 
 demo: $(VENV)/.installed-all  ## train HalfCheetah for 100,000 steps and draw the report
-	@if [ -d $(DEMO)/checkpoints/step-000000100000 ]; then \
+	@newest=$$(ls $(DEMO)/checkpoints 2> /dev/null | sed -n 's/^step-0*//p' | sort -n | tail -n 1); \
+	if [ "$${newest:-0}" -ge 100000 ]; then \
 		$(BIN)/streamwise report $(DEMO) && \
 		echo "$(DEMO) finished before; remove it to train afresh"; \
-	elif ls $(DEMO)/checkpoints/step-* > /dev/null 2>&1; then $(BIN)/streamwise resume $(DEMO); \
+	elif [ -n "$$newest" ]; then $(BIN)/streamwise resume $(DEMO); \
 	elif [ -d $(DEMO) ]; then echo "$(DEMO) holds no checkpoint; remove it and run make demo again"; exit 1; \
 	else $(BIN)/streamwise train HalfCheetah-v5 --steps 100000 --out $(DEMO); fi
 	@echo "curves: $(BIN)/tensorboard --logdir $(DEMO)/tensorboard"
@@ -29,7 +30,7 @@ demo: $(VENV)/.installed-all  ## train HalfCheetah for 100,000 steps and draw th
 test: export OMP_NUM_THREADS = 1
 test: export MUJOCO_GL = disabled
 test: $(VENV)/.installed-dev  ## run the tests, but for those marked slow
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow" $(ARGS)
 
 lint: $(VENV)/.installed-dev  ## check style and formatting
 	$(BIN)/ruff check .
@@ -61,11 +62,11 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed-all: $(INSTALL_INPUTS) | $(BIN)/python
-	@echo "installing streamwise and what it needs into $(VENV)"
+	@echo "installing streamwise and what it needs into $(VENV): 2.5 GB, and C++ to compile, some silent minutes"
 	$(PIP_INSTALL) -e '.[all]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(INSTALL_INPUTS) | $(BIN)/python
-	@echo "installing streamwise, what it needs and the development tools into $(VENV)"
+	@echo "installing streamwise, what it needs and the development tools into $(VENV): some silent minutes"
 	$(PIP_INSTALL) -e '.[dev]'
 	@touch $@ $(VENV)/.installed-all

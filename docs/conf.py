@@ -85,7 +85,7 @@ def no_signature_of_fields(
 
 def docstring_to_rst(_app: Any, _what: str, _name: str, _of: Any, _options: Any, lines: list[str]) -> None:
     """Turn a docstring, prose with `code`, lists, examples and indented formulas, into reStructuredText."""
-    if re.fullmatch(r"Alias for field number \d+", lines[0] if lines else ""):  # what Python says of a tuple's
+    if re.fullmatch(r"Alias for field number \d+", lines[0] if lines else ""):  # a tuple's
         lines.clear()
     marked: list[tuple[str, str]] = []
     inside = "prose"

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import math
+import re
 import sys
 from typing import Any
 
 import gymnasium
 from gymnasium import spaces
-from gymnasium.envs.registration import EnvSpec
+from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from streamwise.envs.changing import OPTIONS, changing_world
 from streamwise.envs.libraries import (
@@ -42,6 +44,7 @@ from streamwise.envs.wrappers import (
     standard_observations,
 )
 from streamwise.streams import UsageError
+from streamwise.streams.errors import nearest
 
 __all__ = ["check_families", "make"]
 
@@ -189,8 +192,22 @@ def _create(spec: EnvSpec, name: str, kwargs: dict[str, Any]) -> Environment:
     except (gymnasium.error.Error, ImportError, TypeError, RuntimeError, UsageError) as error:
         if isinstance(error, RuntimeError) and "OpenGL" not in str(error):
             raise
-        raise UsageError(f"{name} cannot be made: {one_line(error)}.") from error
+        raise UsageError(f"{name} cannot be made: {_why(error, spec)}") from error
     return env
+
+
+def _why(error: Exception, spec: EnvSpec) -> str:
+    """Say what Python says of an option that an environment does not have in the words of who set it."""
+    option = re.search(r"got an unexpected keyword argument '(\w+)'", str(error))
+    if option is None or spec.entry_point is None:
+        return f"{one_line(error)}."
+    creator = spec.entry_point if callable(spec.entry_point) else load_env_creator(spec.entry_point)
+    known = [
+        name
+        for name, parameter in inspect.signature(creator).parameters.items()
+        if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    return f"it has no option {option[1]!r}.{nearest(option[1], known)}"
 
 
 def _with_one_action(env: Environment) -> Environment:

@@ -58,6 +58,7 @@ _WRAP_A_GIVEN_ENVIRONMENT = (
     "GymV26Environment-v0",
 )
 
+_WHERE_ALL_ARE = "`python -c 'import streamwise.envs as e; print(e.environment_names())'` lists all."
 _OPTIONS_OF_MAKE = ("seed", "render_mode", "time_feature", "episodic_life")
 
 
@@ -115,7 +116,7 @@ def find_spec(name: str) -> EnvSpec:
     if known is None or _is_placeholder(known):
         near = _nearest(bare, _all_specs())
         hint = f"; the nearest are {', '.join(near)}" if near else ""
-        raise UsageError(f"No environment is named {name!r}{hint}. `environment_names()` lists all.")
+        raise UsageError(f"no environment is named {name!r}{hint}. {_WHERE_ALL_ARE}")
     return known
 
 

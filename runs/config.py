@@ -33,6 +33,7 @@ __all__ = [
     "read_toml",
     "save_config",
     "settings_of",
+    "why_no_run",
 ]
 
 Settings = TypeVar("Settings", bound=StreamSettings)
@@ -181,11 +182,20 @@ def save_config(config: Any, directory: Path, **more: str) -> None:
     replace_durably(directory / "config.toml", text)
 
 
+def why_no_run(directory: Path) -> str:
+    """Say what is wrong with a directory that has no config.toml, and which runs lie beside it."""
+    if directory.exists():
+        return f"{directory} is not a run directory: it has no config.toml."
+    runs = sorted(path.parent.name for path in directory.parent.glob("*/config.toml"))
+    there = f"; {directory.parent} has {', '.join(runs[:20])}" if runs else ""
+    return f"there is no {directory}{there}."
+
+
 def load_config(directory: Path) -> RunConfig[Any]:
     """Read the config.toml of a run directory. Raises UsageError if it is no run or was damaged."""
     path = directory / "config.toml"
     if not path.is_file():
-        raise UsageError(f"{directory} is not a run directory: it has no config.toml.")
+        raise UsageError(why_no_run(directory))
     table = read_toml(path)
     if table.get("kind") == "ingest":
         raise UsageError(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,14 +88,26 @@ def ingest(
         raise UsageError(f"{directory} is of several workers; give it to ingest_partitioned.")
     if directory.exists() and not is_ingest(directory) and not is_unused(directory):
         raise UsageError(f"{directory} already exists and holds no run on events; give another --out.")
+    is_new = not directory.exists()
     directory.mkdir(parents=True, exist_ok=True)
-    with locked(directory):
+    with locked(directory), _removed_if_refused(directory, is_new):
         checkpoints = Checkpoints.of(config)
         checkpoints.mend()
         checkpoint = checkpoints.latest() if checkpoints.names() else None
         if checkpoint is not None:  # without one, it is as if the run had not begun
             check_same(load_ingest(directory), config)
         return _run(config, checkpoints, checkpoint, display, stop, on_start)
+
+
+@contextmanager
+def _removed_if_refused(directory: Path, is_new: bool) -> Iterator[None]:
+    """Leave no empty directory behind a source that could not be opened."""
+    try:
+        yield
+    except UsageError:
+        if is_new and is_unused(directory):
+            shutil.rmtree(directory, ignore_errors=True)
+        raise
 
 
 def check_same(saved: IngestConfig[Any], given: IngestConfig[Any]) -> None:

@@ -13,7 +13,7 @@ import tyro
 
 from streamwise.agents import event_model_class
 from streamwise.agents.event_model import EventBackend, EventSettings
-from streamwise.runs.config import read_toml, save_config, settings_of
+from streamwise.runs.config import read_toml, save_config, settings_of, why_no_run
 from streamwise.streams import UsageError
 from streamwise.streams.errors import nearest
 from streamwise.streams.sources import resolved_url
@@ -190,7 +190,8 @@ def load_ingest(directory: Path) -> IngestConfig[Any]:
     """Read the config.toml of a run directory. Raises UsageError if it is no run on events, or damaged."""
     path = directory / "config.toml"
     if not is_ingest(directory):
-        raise UsageError(f"{directory} is no run of `streamwise ingest`.")
+        held = path.is_file()
+        raise UsageError(f"{directory} is no run of `streamwise ingest`." if held else why_no_run(directory))
     table = read_toml(path)
     del table["kind"]
     table.pop("versions", None)

@@ -60,8 +60,9 @@ def learn(
     such as the events of one poll, how many; there is a checkpoint only between two polls, and a show after
     each. Returns the number learned in all; the last one is in a checkpoint. Raises NonFiniteSampleError for
     NaN or an infinity, and UsageError for what else the user can mend in the samples, after a checkpoint of
-    the last good state.
+    the last good state (for a UsageError, if anything was learned).
     """
+    start = step
     try:
         for sample in samples:
             record(sample, learn_one(sample))
@@ -72,8 +73,12 @@ def learn(
                 break
             if due(step):
                 checkpoint()
-    except (NonFiniteSampleError, UsageError):
+    except NonFiniteSampleError:
         checkpoint(last=True)
+        raise
+    except UsageError:
+        if step > start:  # else the user mends it and starts anew, with whatever settings
+            checkpoint(last=True)
         raise
     checkpoint(last=True)
     return step

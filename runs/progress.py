@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from streamwise.runs.recorder import Recorder
+from streamwise.runs.texts import return_text
 
 __all__ = ["ProgressDisplay", "clock"]
 
@@ -71,7 +72,9 @@ class ProgressDisplay:
         if not recorder.is_series:
             parts.append(f"episode {recorder.episodes:,}")
             if recorder.mean_return is not None:
-                parts.append(f"return {recorder.mean_return:,.1f} (last {len(recorder.recent_returns)})")
+                parts.append(
+                    f"return {return_text(recorder.mean_return)} (last {len(recorder.recent_returns)})"
+                )
         return ", ".join(parts)
 
     def __enter__(self) -> ProgressDisplay:

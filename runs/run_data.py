@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from streamwise.runs.config import why_no_run
 from streamwise.runs.statistics import PredictionScores, prediction_scores, running_mean
 from streamwise.streams import UsageError
 from streamwise.streams.series import is_series, path_of
@@ -217,7 +218,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     file = path / "config.toml"
     if not file.is_file():
         hint = " It holds runs: name those." if any(path.glob("*/config.toml")) else ""
-        raise UsageError(f"{path} is not a run directory: it has no config.toml.{hint}")
+        raise UsageError(f"{why_no_run(path)}{hint}")
     try:
         config = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

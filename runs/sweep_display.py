@@ -13,6 +13,7 @@ from streamwise.runs.progress import clock
 from streamwise.runs.sweep_runner import Outcome
 from streamwise.runs.sweep_spec import PlannedRun
 from streamwise.runs.table_display import TableDisplay
+from streamwise.runs.texts import return_text
 
 if TYPE_CHECKING:
     from streamwise.runs.sweep import Job, Slot
@@ -93,13 +94,13 @@ class SweepDisplay(TableDisplay):
             rate = self._rates[name][2]
             where = slot.where
             node = "" if where is None else where.host if len(hosts) == len(nodes) else where.node[:6]
-            shown = progress is not None and progress.mean_return is not None
+            mean = None if progress is None else progress.mean_return
             table.add_row(
                 name,
                 *([node] if several else []),
                 f"{progress.step:,} of {self._steps[name]:,}" if progress else "starting",
                 f"{rate:,.0f}" if rate else "",
-                f"{progress.mean_return:,.1f}" if shown and progress else "",
+                "" if mean is None else return_text(mean),
                 str(slot.job.restarts or ""),
                 clock(self._left[name] / rate) if rate else "",
             )
@@ -110,7 +111,11 @@ class SweepDisplay(TableDisplay):
     def finished(self, job: Job, outcome: Outcome) -> None:
         """A run has finished."""
         self._forget(job)
-        mean = "" if outcome.mean_return is None else f", return {outcome.mean_return:,.1f} (last episodes)"
+        mean = (
+            ""
+            if outcome.mean_return is None
+            else f", return {return_text(outcome.mean_return)} (last episodes)"
+        )
         if self.runs <= 100:  # a line each would bury the others
             self._print(f"{job.run.name}: finished at step {outcome.step:,}{mean}")
 

@@ -152,7 +152,7 @@ class TasksConfig:
         """Where everything is kept."""
         if self.out is not None:
             return self.out
-        name = re.sub(r"\?.*", "", self.source).rpartition("/")[2]
+        name = re.sub(r"\?.*", "", self.source.removeprefix("file:")).rpartition("/")[2]
         name = re.sub(r"[^A-Za-z0-9.-]+", "-", name).replace("synthetic-", "").strip("-.")
         return Path("outputs") / f"tasks-{name}"
 

@@ -14,6 +14,7 @@ __all__ = [
     "nats",
     "percent",
     "plain",
+    "return_text",
     "seconds_text",
     "signed",
     "time_text",
@@ -49,6 +50,11 @@ def percent(share: float, digits: int = 2) -> str:
 def nats(value: float) -> str:
     """Return a likelihood or a loss; a dash if it is not known."""
     return "–" if math.isnan(value) else f"{value:.4f}"
+
+
+def return_text(value: float) -> str:
+    """Write a return; where they are small, a tenth would hide what differs."""
+    return f"{value:,.1f}" if abs(value) >= 10.0 else f"{value:.3g}"
 
 
 def signed(value: float, form: str = "+.4f", unit: str = "") -> str:

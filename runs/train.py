@@ -124,7 +124,7 @@ def resume(
         )
         if step >= config.steps:
             raise UsageError(
-                f"{directory} has finished its {config.steps:,} steps; extend it with --steps above {step:,}."
+                f"{directory} is at step {step:,}, the end of its run; extend it with --steps above {step:,}."
             )
         source = _open(config)
         learner = restore(checkpoint, backend=config.backend) if checkpoint else _make_learner(config, source)
@@ -302,8 +302,10 @@ def _run(
         kept = f"The state before it is in the checkpoint of step {saver.last_good_step:,}."
         raise NonFiniteSampleError(f"{config.environment}: {error} {kept}") from None
     except UsageError as error:  # of a sample, such as a damaged row; all else was checked before
+        if saver.last_good_step is None:
+            raise
         raise UsageError(
-            f"{error} What was learned before is in the checkpoint of step {saver.last_good_step or 0:,}; "
+            f"{error} What was learned before is in the checkpoint of step {saver.last_good_step:,}; "
             f"go on with `streamwise resume {config.directory}`."
         ) from None
     finally:

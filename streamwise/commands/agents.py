@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from streamwise.commands.parsing import parse, peek, without_validation
+from streamwise.runs.texts import return_text
 
 if TYPE_CHECKING:
     from streamwise.runs.config import RunConfig
@@ -93,7 +94,7 @@ def evaluate_command(argv: list[str]) -> int:
     from streamwise.runs.evaluate import evaluate
 
     def on_episode(episode: int, episode_return: float) -> None:
-        print(f"episode {episode}: return {_of_return(episode_return)}", file=sys.stderr)
+        print(f"episode {episode}: return {return_text(episode_return)}", file=sys.stderr)
 
     result = evaluate(
         arguments.run,
@@ -107,9 +108,9 @@ def evaluate_command(argv: list[str]) -> int:
     interval = ""
     if result.interval is not None:
         low, high = result.interval
-        interval = f" (95% interval {_of_return(low)} to {_of_return(high)})"
+        interval = f" (95% interval {return_text(low)} to {return_text(high)})"
     print(
-        f"mean return {_of_return(result.mean)}{interval}, episodes: {len(result.episode_returns)}, "
+        f"mean return {return_text(result.mean)}{interval}, episodes: {len(result.episode_returns)}, "
         f"{'exploring' if arguments.explore else 'greedy'}, checkpoint at step {result.step:,}"
         f"{'' if arguments.env is None else f', in {arguments.env}'}"
     )
@@ -118,17 +119,16 @@ def evaluate_command(argv: list[str]) -> int:
     return 0
 
 
-def _of_return(number: float) -> str:
-    """Write a return; where they are small, a tenth would hide what differs."""
-    return f"{number:,.1f}" if abs(number) >= 10.0 else f"{number:.3g}"
-
-
 def finish_run(result: RunResult) -> int:
     """Write the report and say where things are."""
     from streamwise.runs.report import write_report
 
     files = write_report([result.directory])
-    mean = "" if result.mean_return is None else f", mean return {result.mean_return:,.1f} (last 20 episodes)"
+    mean = (
+        ""
+        if result.mean_return is None
+        else f", mean return {return_text(result.mean_return)} (last 20 episodes)"
+    )
     print(f"{'stopped' if result.signal else 'done'} at step {result.step:,}{mean}")
     print(f"run:    {result.directory}\nreport: {files.html}\nplot:   {files.png}")
     if result.signal is not None:

@@ -100,8 +100,8 @@ class PredictArguments:
 
     What type it is likely to be, when to expect it, and how sure that is; also beside a run that is going on.
 
-    streamwise predict outputs/events-hawkes --key alice
-    streamwise predict outputs/events-hawkes --key alice --horizon 3600 --json
+    streamwise predict outputs/events.csv.gz-hawkes --key alice
+    streamwise predict outputs/events.csv.gz-hawkes --key alice --horizon 3600 --json
     """
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_DIR")]

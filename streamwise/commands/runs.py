@@ -100,7 +100,7 @@ class ReportArguments:
     tables; of a live system who learns from what, how well, and what happened when.
 
     streamwise report outputs/demo
-    streamwise report outputs/events-hawkes outputs/events-counts
+    streamwise report outputs/events.csv.gz-hawkes outputs/events.csv.gz-counts
     streamwise report outputs/CartPole-* --out cartpole.html
     streamwise report outputs/small
     streamwise report outputs/before outputs/after --out compared.html

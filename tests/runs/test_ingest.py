@@ -156,6 +156,7 @@ def test_what_changes_the_learning_may_not_be_changed(tmp_path, source):
 def test_a_mistake_in_a_source_leaves_the_directory_free(tmp_path, source):
     with pytest.raises(UsageError, match="no file"):
         ingest(config(f"file:{tmp_path}/missing.csv", tmp_path / "run"), display=quiet)
+    assert not (tmp_path / "run").exists()
     assert ingest(config(source, tmp_path / "run"), display=quiet).events == 3_000
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").touch()

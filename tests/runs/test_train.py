@@ -70,7 +70,7 @@ def test_a_resumed_run_goes_on_counting_and_keeps_its_rows(tmp_path):
     assert after["step"][:kept] == before["step"]
     assert after["episode"] == list(range(1, len(after["episode"]) + 1))
     assert int(Checkpoints.of(tmp_path / "run").latest().state["steps"]) == 700
-    with pytest.raises(UsageError, match="has finished its 700 steps"):
+    with pytest.raises(UsageError, match="is at step 700, the end of its run"):
         resume(tmp_path / "run")
 
 
