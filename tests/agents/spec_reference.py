@@ -106,7 +106,7 @@ def change(
             return adaptive_obgd(past, gradient, td_error, config.step_size, margin)
         case "intentional":
             return intentional(past, gradient, td_error, intended, is_policy)
-    raise NotImplementedError(f"spec_reference.py has no formula for the rule {rule!r}; write it there.")
+    raise AssertionError(f"the rule {rule!r} has no formula in spec_reference.py")
 
 
 class Network:
