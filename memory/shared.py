@@ -304,8 +304,14 @@ class MemoryLink:
         """Admit what has come; wait while no chunk may be overwritten, unless `is_over` says so."""
         if self._inbox:
             self._admit()
-        if self.unsent >= self.memory.own_slots - 1:
-            self._wait(is_over)
+        self._wait(self.memory.own_slots - 1, is_over)
+
+    def settle(self, is_over: Callable[[], bool] = lambda: False) -> None:
+        """Wait until all that is sealed has arrived, unless `is_over` says so.
+
+        For a learner's end: one that has finished is not started again to send the rest.
+        """
+        self._wait(1, is_over)
 
     def _admit(self) -> None:
         while self._inbox:
@@ -317,10 +323,13 @@ class MemoryLink:
                 self.received += 1
             self._inbox.popleft()  # now, so that it is here or among the guests whenever somebody looks
 
-    def _wait(self, is_over: Callable[[], bool]) -> None:
+    def _wait(self, too_many: int, is_over: Callable[[], bool]) -> None:
+        """Wait while so many chunks, or more, have not arrived."""
+        if self.unsent < too_many:
+            return
         self.waits = True
         with self._arrived:
-            while self.unsent >= self.memory.own_slots - 1 and not is_over():
+            while self.unsent >= too_many and not is_over():
                 self._arrived.wait(0.05)
         self.waits = False
 

@@ -74,7 +74,7 @@ def train(
     """Start a run in a new directory. Raises UsageError for what the user can mend.
 
     stop: ends the run when it is set, in place of SIGINT and SIGTERM. attach: given the learner, a context
-    for the time of the run, whose value is called after every sample.
+    for the time of the run, until after its last checkpoint, whose value is called after every sample.
     """
     config = config.resolved()
     directory = config.directory
@@ -141,7 +141,8 @@ def train_or_resume(
 ) -> RunResult:
     """Start a run, or go on with it where its directory or its storage holds a part of it.
 
-    A finished one is left as it is. Raises UsageError, too, if what is there was made with other settings.
+    A finished one is left as it is, but attached once more: it may have ended before it had sent all it was
+    to send. Raises UsageError, too, if what is there was made with other settings.
     """
     directory = config.directory
     if config.storage is not None:
@@ -159,8 +160,12 @@ def train_or_resume(
             )
     checkpoints = Checkpoints.of(saved)
     if (last := checkpoints.last_step()) is not None and last >= config.steps:
-        returns = checkpoints.latest().meta["recorder"]["recent_returns"]
-        return RunResult(directory, last, sum(returns) / len(returns) if returns else None, None)
+        checkpoint, stop = checkpoints.latest(), stop or StopRequest()
+        if attach is not None:
+            with locked(directory), attach(restore(checkpoint, backend=config.backend), stop):
+                pass
+        returns = checkpoint.meta["recorder"]["recent_returns"]
+        return RunResult(directory, last, sum(returns) / len(returns) if returns else None, stop.signal)
     return resume(directory, config.steps, config.backend, display=display, stop=stop, attach=attach)
 
 

@@ -69,9 +69,13 @@ class AgentLearner(Runner):
             def give_up(reason: str) -> None:
                 self._why_stopped, stop.signal = reason, signal.SIGTERM
 
+            def is_over() -> bool:
+                return stop.signal is not None
+
             connections = [RayConnection(actor) for actor in sharing.shards]
             with Linked(link, connections, give_up) as self._linked:
-                yield lambda: link.turn(lambda: stop.signal is not None)
+                yield lambda: link.turn(is_over)
+                link.settle(is_over)
 
         return attached
 
