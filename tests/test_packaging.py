@@ -139,6 +139,12 @@ def test_importing_streamwise_loads_nothing_heavy():
     assert fresh(code) == "[]"
 
 
+def test_learners_start_without_the_compiler_of_torch():
+    """It takes two seconds, which every command and every worker would wait."""
+    modules = "streamwise.runs.train, streamwise.runs.ingest, streamwise.runs.tasks, streamwise.runs.sweep"
+    assert fresh(f"import sys, {modules}; print('torch._dynamo' in sys.modules)") == "False"
+
+
 def test_every_public_name_is_there_when_asked_for():
     code = "import streamwise; [getattr(streamwise, name) for name in streamwise.__all__]; print('all')"
     assert fresh(code) == "all"

@@ -24,6 +24,9 @@ __all__ = ["Implementation", "Lookup", "attend", "lookup", "quantize", "scan"]
 
 Implementation = Literal["auto", "reference"]
 
+# Looked up once, for torch.compile cannot follow a search for modules.
+_IS_THERE = {"cpu": native_info() is not None, "cuda": find_spec("triton") is not None}
+
 
 class Lookup(NamedTuple):
     """What was read, [B, Q, H, D]; of which chunks, int64 [B, Q, K], -1 for none; and their ℓ."""
@@ -77,7 +80,8 @@ def scan(
     if (summaries.dtype == torch.int8) != (scales is not None):
         raise ValueError("int8 summaries need scales, and no others have any.")
     if _has_kernel(select, implementation):
-        call = torch.ops.streamwise.chunk_scan if _recorded(select) else _kernels(select.device.type).scan
+        kernels = _kernels(select.device.type)
+        call = torch.ops.streamwise.chunk_scan if _recorded(select) else kernels.scan
         logits, chunks = call(select, summaries, scales, visible, k)
         return chunks, logits
     plain = summaries.to(select.dtype)
@@ -108,8 +112,8 @@ def attend(
     if ask.shape[-1] != contents.shape[-1]:
         raise ValueError(f"ask is {ask.shape[-1]} wide, and contents are {contents.shape[-1]}.")
     if _has_kernel(ask, implementation):
-        recorded = _recorded(ask, logits)
-        call = torch.ops.streamwise.chunk_attend if recorded else _kernels(ask.device.type).attend
+        kernels = _kernels(ask.device.type)
+        call = torch.ops.streamwise.chunk_attend if _recorded(ask, logits) else kernels.attend
         read: Tensor = call(ask, logits, chunks, contents, positions, steps, joint)[0]
         return read
     return reference.attend(ask, logits, chunks, contents, positions, steps, joint=joint)
@@ -133,22 +137,11 @@ def _has_kernel(query: Tensor, implementation: Implementation) -> bool:
     """Whether there is a kernel for this query, and it is wanted."""
     if implementation == "reference" or query.dtype not in (torch.float32, torch.float64):
         return False
-    there: bool = _is_there(query.device.type)
-    return there
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch says no types
-def _is_there(device: str) -> bool:
-    there = (
-        find_spec("triton") is not None if device == "cuda" else device == "cpu" and native_info() is not None
-    )
-    if there:
-        _kernels(device)  # which makes the operators known to torch
-    return there
+    return _IS_THERE.get(query.device.type, False)
 
 
 def _kernels(device: str) -> Any:
-    """Return the module with the functions of a device."""
+    """Return the module with the functions of a device, which makes the operators known to torch."""
     if device == "cuda":
         from streamwise.kernels.chunk_attention import triton_kernel
 
