@@ -131,6 +131,7 @@ def test_an_actor_whose_files_are_held_by_another_process_opens_them_once_it_let
     assert len(second.news("b", -1, 10).ids) == 3
     second.close()
 
+
 def writer(tmp_path, monkeypatch, shared):
     """What runs ann for 200 steps, which seal 100 chunks, and the line to the memory that she writes to."""
     monkeypatch.setattr(up_learner, "RayConnection", lambda actor: actor)
