@@ -7,6 +7,7 @@ import math
 import os
 import re
 import time
+import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
@@ -99,6 +100,8 @@ class FileSource:
             raise UsageError(f"no file matches {given}; check the path, or follow it to wait for one.")
         for file in self._files:
             self._kind(file)
+        if not any(map(os.path.exists, self._files)):
+            warnings.warn(f"{self.name}: there is no such file yet; waiting for it.", stacklevel=2)
 
         self._reader: Reader | None = None  # of the present file
         self._looked = False  # whether anything was read yet

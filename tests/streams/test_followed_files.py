@@ -8,6 +8,7 @@ import os
 import shutil
 import threading
 
+import pytest
 from files_support import (
     NOBODY,
     append,
@@ -195,3 +196,11 @@ def test_new_files_of_a_followed_glob_come_after_those_before_them(tmp_path):
     append(tmp_path / "2025-01-03.jsonl", some_events(1, 9))
     assert events_of(source) == some_events(1, 9)
     assert events_of(going_on(tmp_path / "*.jsonl", records.next_position, follow=True)) == some_events(8, 2)
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "*.jsonl"])
+def test_a_file_that_is_not_there_yet_is_said_to_be_waited_for(tmp_path, name):
+    with pytest.warns(UserWarning, match="there is no such file yet; waiting for it"):
+        source = follow(tmp_path / name)
+    write(tmp_path / "log.jsonl", some_events(3))
+    assert events_of(source) == some_events(3)
