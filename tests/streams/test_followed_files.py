@@ -27,6 +27,9 @@ from streamwise.streams.fields import Fields
 from streamwise.streams.files import FileSource
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*there is no such file yet")
+
+
 def follow(path, **options):
     return FileSource(path, Fields(), follow=True, **options)
 
