@@ -80,7 +80,7 @@ class RunConfig(Generic[Settings]):
     fail_on_save_error: bool = False
     """Stop at the first checkpoint that cannot be written. Unset: warn, go on, and try again."""
     out: Path | None = None
-    """The run directory. Unset: outputs/<environment>-<agent>-<rule>-seed<seed>."""
+    """The run directory. Unset: outputs/<environment>-<agent>-<rule>-seed<seed>, with a series' target."""
     label: str | None = None
     """What reports call this agent. Unset: its algorithm, and what tells it from others."""
     target: str | None = None
@@ -122,8 +122,9 @@ class RunConfig(Generic[Settings]):
         """Where the run keeps everything."""
         if self.out is not None:
             return self.out
-        name = f"{path_of(self.environment)}-{self.agent}-{self.settings.step_size_rule}-seed{self.seed}"
-        return Path("outputs") / re.sub(r"[/:?&=]+", "-", name).strip("-.")
+        of_what = path_of(self.environment) + (f"-{self.target}" if self.target is not None else "")
+        name = f"{of_what}-{self.agent}-{self.settings.step_size_rule}-seed{self.seed}"
+        return Path("outputs") / re.sub(r"[/:?&=\s]+", "-", name).strip("-.")
 
     def resolved(self) -> RunConfig[Settings]:
         """Return this configuration with every value that depends on another filled in."""

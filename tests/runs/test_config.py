@@ -111,3 +111,13 @@ def test_default_directories_tell_runs_apart():
     }
     assert len(names) == 8
     assert all(directory.parent == Path("outputs") for directory in names)
+
+
+def test_default_directories_of_one_series_tell_its_targets_apart():
+    names = [
+        RunConfig("csv:data/tides.csv", StreamTDConfig(), agent="stream-td", target=target).directory.name
+        for target in ("height", "wind speed")
+    ]
+    assert names == [
+        f"data-tides.csv-{target}-stream-td-intentional-seed0" for target in ("height", "wind-speed")
+    ]
