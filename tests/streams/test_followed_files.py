@@ -26,7 +26,6 @@ from streamwise.streams.event import Event
 from streamwise.streams.fields import Fields
 from streamwise.streams.files import FileSource
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:.*there is no such file yet")
 
 
