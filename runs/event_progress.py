@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from streamwise.runs.texts import seconds_text
+
 if TYPE_CHECKING:
     from streamwise.runs.ingest import LiveRun
 
@@ -60,7 +62,7 @@ class EventDisplay:
         if lag is not None:
             first.append(f"lag {lag:,}")
         if math.isfinite(stream.watermark):
-            first.append(f"watermark {_span(time.time() - stream.watermark)} ago")
+            first.append(f"watermark {seconds_text(max(time.time() - stream.watermark, 0.0))} ago")
         if stream.waiting:
             first.append(f"{stream.waiting:,} waiting")
         if stream.dead_letters.total:
@@ -91,10 +93,3 @@ class EventDisplay:
             self._show(time.perf_counter())
         if self._live is not None:
             self._live.stop()
-
-
-def _span(seconds: float) -> str:
-    for unit, size in (("days", 86_400.0), ("h", 3_600.0), ("min", 60.0)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:,.1f} {unit}"
-    return f"{max(seconds, 0.0):,.1f} s"

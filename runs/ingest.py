@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from streamwise.agents import EventModel, event_model_class
-from streamwise.agents.event_model import Array, Prediction
+from streamwise.agents.event_model import Array, Prediction, UnknownKeyError
 from streamwise.kernels import native_info
 from streamwise.runs.checkpoint import Checkpoint, Checkpoints, check_finite, describe
 from streamwise.runs.event_progress import EventDisplay
@@ -25,6 +25,7 @@ from streamwise.runs.lock import locked
 from streamwise.runs.loop import StopRequest, learn
 from streamwise.runs.partitions import is_partitioned, learned_before, load_arrangement, worker_directory
 from streamwise.runs.saver import Saver
+from streamwise.runs.texts import plain
 from streamwise.runs.train import is_unused
 from streamwise.streams import UsageError
 from streamwise.streams.dead_letters import DeadLetterLog
@@ -375,7 +376,11 @@ def predict(
     checkpoint = dataclasses.replace(checkpoint, meta={**checkpoint.meta, "step": step})
     partitions = checkpoint.meta["position"]["partitions"].values()
     row = model.keys.find(key)
-    if now is None and row is not None:
+    if row is None:
+        some, _ = next(model.keys.chunks(3), ([], None))
+        others = f" Seen were, among others, {', '.join(map(plain, some))}." if some else ""
+        raise UnknownKeyError(f"no event of key {key!r} was seen.{others}")
+    if now is None:
         known = [p["watermark"] for p in partitions if p["watermark"] is not None]
         now = max([float(row["last_time"]), *([min(known)] if known else [])])
     return model.predict_one(key, now=now, horizon=horizon), checkpoint

@@ -122,6 +122,7 @@ def predict_command(argv: list[str]) -> int:
     """Print what is predicted of a key. Returns the exit code."""
     arguments = parse(PredictArguments, "predict", argv)
     from streamwise.runs.ingest import predict
+    from streamwise.runs.texts import seconds_text, time_text
 
     prediction, checkpoint = predict(
         arguments.run, arguments.key, now=arguments.now, horizon=arguments.horizon
@@ -132,21 +133,23 @@ def predict_command(argv: list[str]) -> int:
         print(json.dumps(dataclasses.asdict(prediction), allow_nan=False))
         return 0
     p = prediction
-    about = f"{p.events:,} events, the last {p.now - p.last_time:,.1f} s ago ({_printable(p.last_type)})"
+    about = (
+        f"{p.events:,} events, the last {seconds_text(p.now - p.last_time)} ago ({_printable(p.last_type)})"
+    )
     print(f"key {_printable(p.key)}: {about}")
     if p.mean_wait is None:
         print("no further event is expected")
     else:
         median, low, high = (
-            "unknown" if wait is None else f"{wait:,.1f} s" for wait in (p.median_wait, *p.intervals["90%"])
+            "unknown" if wait is None else seconds_text(wait) for wait in (p.median_wait, *p.intervals["90%"])
         )
         print(f"next event: in {median} (median), between {low} and {high} (90%)")
     if p.probability is not None:
-        print(f"within {p.horizon:,.0f} s: {100 * p.probability:.1f}%")
+        print(f"within {seconds_text(p.horizon)}: {100 * p.probability:.1f}%")
     ranked = sorted(p.types.items(), key=lambda item: -item[1])
     for name, share in ranked[: arguments.top]:
         print(f"  {100 * share:5.1f}%  {_printable(name)}")
-    print(f"checkpoint after {checkpoint.meta['step']:,} events")
+    print(f"as of {time_text(p.now)}, by the checkpoint after {checkpoint.meta['step']:,} events")
     return 0
 
 

@@ -275,12 +275,12 @@ def test_a_prediction_from_a_run_is_the_models(tmp_path, source, capsys):
     with pytest.raises(SystemExit):
         main(["predict", str(tmp_path / "run"), "--key", away, "--horizon", "600"])
     output = capsys.readouterr().out
-    assert f"within 600 s: {100 * expected.probability:.1f}%" in output
+    assert f"within 10 min: {100 * expected.probability:.1f}%" in output
     assert all(f"%  {name}" in output for name in "abcd")
     with pytest.raises(SystemExit) as stop:
         main(["predict", str(tmp_path / "run"), "--key", "nobody"])
     assert stop.value.code == 2
-    assert "no event of key 'nobody' was seen" in capsys.readouterr().err
+    assert "no event of key 'nobody' was seen. Seen were, among others, user " in capsys.readouterr().err
 
 
 def test_commands_for_agents_say_so_and_the_others_work(tmp_path, source, capsys):
