@@ -43,6 +43,7 @@ REFERENCE = "online"  # the method that others are set beside
 UNFAIR = "leaky-retrieval"
 MOST_BEHIND = 1.5  # nats: how far behind the best a cell of a map is blank
 MAPS_A_ROW = 3
+MOST_WITH_DIGITS = 10
 
 
 @dataclass(frozen=True)
@@ -352,15 +353,17 @@ def _curve_panels(results: Results) -> Panels:
     bases = dict.fromkeys(x.base for x in results.methods if np.isfinite(x.diagonal).all())
     titles = {"attnhp": "On AttNHP", "nhp": "On NHP", None: "Statistics"}
     shown = [x.diagonal for x in results.methods if np.isfinite(x.diagonal).all()]
-    low = float(np.quantile(np.concatenate(shown), 0.02)) if shown else 0.0
+    values = np.concatenate(shown) if shown else np.zeros(1)
+    margin = 0.05 * float(np.ptp(values)) + 0.01
+    limits = float(np.quantile(values, 0.02)) - 0.2, float(values.max()) + margin
     return {
-        titles[base]: partial(_draw_curves, [x for x in results.methods if x.base == base], low)
+        titles[base]: partial(_draw_curves, [x for x in results.methods if x.base == base], limits)
         for base in bases
     }
 
 
-def _draw_curves(results: Sequence[Result], low: float, axes: Axes) -> None:
-    """Draw R[i][i] over the tasks, the mean of the seeds within its interval; not below `low`."""
+def _draw_curves(results: Sequence[Result], limits: tuple[float, float], axes: Axes) -> None:
+    """Draw R[i][i] over the tasks, the mean of the seeds within its interval; the limits are all panels'."""
     for result in results:
         values = result.diagonal
         if not np.isfinite(values).all():
@@ -373,7 +376,7 @@ def _draw_curves(results: Sequence[Result], low: float, axes: Axes) -> None:
     finish_axes(axes, across="task")
     axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
     axes.set_ylabel("nats an event")
-    axes.set_ylim(bottom=max(axes.get_ylim()[0], low - 0.2))
+    axes.set_ylim(*limits)
 
 
 def _map_panels(results: Sequence[Result]) -> Panels:
@@ -383,12 +386,12 @@ def _map_panels(results: Sequence[Result]) -> Panels:
     if not fair:
         return {}
     best = np.nanmax(np.concatenate(fair), 0)
-    return {x.label: partial(_draw_map, best - mean) for x, mean in zip(results, means, strict=True)}
+    return {x.label: partial(_draw_map, mean, best) for x, mean in zip(results, means, strict=True)}
 
 
-def _draw_map(behind: Array, axes: Axes) -> None:
-    """Draw cells the darker, the nearer they are to the best; what is not known is blank."""
-    tasks = len(behind)
+def _draw_map(mean: Array, best: Array, axes: Axes) -> None:
+    """Draw R[i][j], in cells the darker, the nearer it is to the best; what is not known is blank."""
+    tasks, behind = len(mean), best - mean
     edges = np.arange(tasks + 1) + 0.5
     near = np.clip(1.0 - np.nan_to_num(behind, nan=MOST_BEHIND) / MOST_BEHIND, 0.0, 1.0)
     for i, j in np.argwhere(np.isfinite(behind)):
@@ -400,6 +403,12 @@ def _draw_map(behind: Array, axes: Axes) -> None:
             alpha=float(0.04 + 0.9 * near[i, j]),
             linewidth=0,
         )
+        # Digits for a page that can be enlarged; beyond ten tasks they would run into each other.
+        if tasks <= MOST_WITH_DIGITS:
+            axes.text(
+                j + 1, i + 1, f"{mean[i, j]:.2f}", ha="center", va="center", fontsize=min(8.0, 46.0 / tasks),
+                color="white" if near[i, j] > 0.5 else None,
+            )  # fmt: skip
     axes.grid(visible=False)
     axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(edges[-1], edges[0])
