@@ -144,7 +144,7 @@ def predict_command(argv: list[str]) -> int:
             "unknown" if wait is None else seconds_text(wait) for wait in (p.median_wait, *p.intervals["90%"])
         )
         print(f"next event: in {median} (median), between {low} and {high} (90%)")
-    if p.probability is not None:
+    if p.probability is not None and p.horizon is not None:
         print(f"within {seconds_text(p.horizon)}: {100 * p.probability:.1f}%")
     ranked = sorted(p.types.items(), key=lambda item: -item[1])
     for name, share in ranked[: arguments.top]:
