@@ -265,27 +265,17 @@ def _run(
         last_good_step=None if checkpoint is None else recorder.step,
         fail_at_once=config.fail_on_save_error,
     )
-
-    about = describe(learner)
-
-    def save_checkpoint(last: bool = False) -> None:
-        state = learner.state_dict()
-        check_finite(state)
-        if watch is not None:
-            state |= watch.state()
-        saver.save(state, {**about, "position": stream.position, "recorder": recorder.state()}, last=last)
-        commit()
-
-    def commit() -> None:
-        durable = saver.newly_durable()
-        if durable is not None:
-            stream.commit(durable)
-
+    saving = _Saving(learner, stream, recorder, watch, saver)
     title = f"{config.agent} on {config.environment}"
     display = new_display(title, config.steps, recorder, ", ".join(notes))
     try:
         with ExitStack() as stack:
-            for context in (_torch_for_small_networks(), recorder, display):
+            for context in (
+                _says_what_is_kept(config, saver),
+                _torch_for_small_networks(),
+                recorder,
+                display,
+            ):
                 stack.enter_context(context)
             stop = stop or stack.enter_context(StopRequest().on_signals())
             learn_one = learner.learn_one
@@ -297,26 +287,60 @@ def _run(
                     learn_one,
                     steps=config.steps,
                     record=_recording(config, stream, recorder, watch),
-                    checkpoint=save_checkpoint,
+                    checkpoint=saving.save,
                     due=lambda step: step % config.checkpoint_every == 0,
                     show=display.update,
                     stop=stop,
                     step=recorder.step,
                 )
+    finally:
+        saving.commit()
+        stream.close()
+    return RunResult(config.directory, step, recorder.mean_return, stop.signal)
+
+
+class _Saving:
+    """Has a run's checkpoints written, and tells its stream what is on disk."""
+
+    def __init__(
+        self, learner: Any, stream: Any, recorder: Recorder, watch: PlasticityWatch | None, saver: Saver
+    ) -> None:
+        self.learner, self.stream, self.recorder = learner, stream, recorder
+        self.watch, self.saver = watch, saver
+        self._about = describe(learner)
+
+    def save(self, last: bool = False) -> None:
+        """Have a checkpoint written of how things are."""
+        state = self.learner.state_dict()
+        check_finite(state)
+        if self.watch is not None:
+            state |= self.watch.state()
+        meta = {**self._about, "position": self.stream.position, "recorder": self.recorder.state()}
+        self.saver.save(state, meta, last=last)
+        self.commit()
+
+    def commit(self) -> None:
+        """Tell the stream what is on disk since the last time."""
+        durable = self.saver.newly_durable()
+        if durable is not None:
+            self.stream.commit(durable)
+
+
+@contextmanager
+def _says_what_is_kept(config: RunConfig[Any], saver: Saver) -> Iterator[None]:
+    """Add to errors of a sample, such as a damaged row, which checkpoint holds what was learned before it."""
+    try:
+        yield
     except NonFiniteSampleError as error:
         kept = f"The state before it is in the checkpoint of step {saver.last_good_step:,}."
         raise NonFiniteSampleError(f"{config.environment}: {error} {kept}") from None
-    except UsageError as error:  # of a sample, such as a damaged row; all else was checked before
+    except UsageError as error:
         if saver.last_good_step is None:
             raise
         raise UsageError(
             f"{error} What was learned before is in the checkpoint of step {saver.last_good_step:,}; "
             f"go on with `streamwise resume {config.directory}`."
         ) from None
-    finally:
-        commit()
-        stream.close()
-    return RunResult(config.directory, step, recorder.mean_return, stop.signal)
 
 
 def _recording(
