@@ -71,6 +71,14 @@ class LiveRun:
     watchers: list[Callable[[EventBatch, Array], None]] = field(default_factory=list)
     """Called at every turn of the loop, by its thread, with what was just learned; `lock` is held."""
 
+    def learn_batch(self, batch: EventBatch) -> None:
+        """Learn the events of a poll, each after it was scored, and record the scores."""
+        with self.lock:
+            scores: Array = self.model.learn_many(batch.times, batch.types, batch.keys)
+            self.recorder.record(batch, scores)
+            for watcher in self.watchers:
+                watcher(batch, scores)
+
 
 def ingest(
     config: IngestConfig[Any],
@@ -138,24 +146,10 @@ def _run(
     stop: StopRequest | None,
     on_start: Callable[[LiveRun], None] | None,
 ) -> IngestResult:
-    directory = config.directory
     with ExitStack() as stack:
-        sources = _open_sources(config, stack)
-        if checkpoint is None:
-            for name in _REST:  # what a run left that was killed before its first checkpoint
-                (directory / name).unlink(missing_ok=True)
-        save_ingest(config, directory)
-        stream = _merged(config, sources, stack)
-        model = event_model_class(config.model)(
-            config.settings, backend=config.backend, keys_path=directory / "keys.sqlite"
-        )
-        stack.callback(model.close)
-        stream.last_time_of = lambda key: _last_time(model, key)
-        recorder = stack.enter_context(
-            EventRecorder(directory, model, stream, interval=config.interval, time_unit=config.time_unit)
-        )
-        run = LiveRun(config, model, stream, recorder)
-        notes = [_backend_of(model)]
+        run = _open(config, is_new=checkpoint is None, stack=stack)
+        stream, recorder = run.stream, run.recorder
+        notes = [_backend_of(run.model)]
         if checkpoint is not None:
             notes.append(_go_on(run, checkpoint))
         saver = Saver(
@@ -165,14 +159,6 @@ def _run(
             fail_at_once=config.fail_on_save_error,
         )
         saving = _Saving(run, saver)
-
-        def learn_batch(batch: EventBatch) -> Array:
-            with run.lock:
-                scores: Array = model.learn_many(batch.times, batch.types, batch.keys)
-                recorder.record(batch, scores)
-                for watcher in run.watchers:
-                    watcher(batch, scores)
-            return scores
 
         notes += _serve(run, stack)
         shown = new_display(run, ", ".join(notes))
@@ -189,8 +175,8 @@ def _run(
         with saver:
             step = learn(
                 stream.batches(),
-                learn_batch,
-                record=lambda batch, scores: None,
+                run.learn_batch,
+                record=lambda batch, nothing: None,  # it has recorded them itself, holding the lock
                 checkpoint=saving.save,
                 due=saving.is_due,
                 show=show,
@@ -203,7 +189,27 @@ def _run(
                 saving.save(last=True)
         saving.commit()
         refused = dict(stream.dead_letters.counts)
-        return IngestResult(directory, step, recorder.scores.scores(), refused, stop.signal)
+        return IngestResult(config.directory, step, recorder.scores.scores(), refused, stop.signal)
+
+
+def _open(config: IngestConfig[Any], *, is_new: bool, stack: ExitStack) -> LiveRun:
+    """Open sources, model and files of a run, which the stack closes. is_new: there is no checkpoint of it."""
+    directory = config.directory
+    sources = _open_sources(config, stack)
+    if is_new:
+        for name in _REST:  # what a run left that was killed before its first checkpoint
+            (directory / name).unlink(missing_ok=True)
+    save_ingest(config, directory)
+    stream = _merged(config, sources, stack)
+    model = event_model_class(config.model)(
+        config.settings, backend=config.backend, keys_path=directory / "keys.sqlite"
+    )
+    stack.callback(model.close)
+    stream.last_time_of = lambda key: _last_time(model, key)
+    recorder = stack.enter_context(
+        EventRecorder(directory, model, stream, interval=config.interval, time_unit=config.time_unit)
+    )
+    return LiveRun(config, model, stream, recorder)
 
 
 def _open_sources(config: IngestConfig[Any], stack: ExitStack) -> list[Source]:
