@@ -140,6 +140,12 @@ class StreamSettings:
     """Precision of weights and traces; statistics are float64 always."""
 
     def __post_init__(self) -> None:
+        self._check_numbers()
+        self._check_memory()
+        self._check_choices()
+        self._check_what_goes_together()
+
+    def _check_numbers(self) -> None:
         for name, low in (("discount", 0.0), ("trace_decay", 0.0)):
             if not low <= getattr(self, name) <= 1.0:
                 raise UsageError(f"{name} is {getattr(self, name)}; it lies in [0, 1].")
@@ -157,6 +163,11 @@ class StreamSettings:
                 f"hidden_size is {self.hidden_size}; it must be at least {SMALLEST_LAYER}, "
                 "for sparse initialization cuts nine tenths of each unit's inputs, rounded up."
             )
+        for setting, least in _LEAST.items():
+            if getattr(self, setting) < least:
+                raise UsageError(f"{setting} is {getattr(self, setting)}; it must be {least} or more.")
+
+    def _check_memory(self) -> None:
         for name in ("features", "heads", "reads", "chunk_length", "capacity"):
             setting = f"memory_{name}"
             if getattr(self, setting) < 1:
@@ -165,9 +176,6 @@ class StreamSettings:
                 raise UsageError(
                     f"{setting} is {getattr(self, setting)}; it must be {_LARGEST_OF_MEMORY} or less."
                 )
-        for setting, least in _LEAST.items():
-            if getattr(self, setting) < least:
-                raise UsageError(f"{setting} is {getattr(self, setting)}; it must be {least} or more.")
         if not 0 <= self.memory_random_reads < self.memory_reads:
             raise UsageError(
                 f"memory_random_reads is {self.memory_random_reads}; it lies from 0 to "
@@ -180,6 +188,8 @@ class StreamSettings:
                 f"memory_features is {self.memory_features}; it must be a multiple of memory_heads, which is "
                 f"{self.memory_heads}."
             )
+
+    def _check_choices(self) -> None:
         for name, choices in (
             ("step_size_rule", get_args(StepSizeRule)),
             ("memory", get_args(MemoryKind)),
@@ -190,6 +200,8 @@ class StreamSettings:
         ):
             if getattr(self, name) not in choices:
                 raise UsageError(f"{name} is {getattr(self, name)!r}; choose one of: {', '.join(choices)}.")
+
+    def _check_what_goes_together(self) -> None:
         for field in fields(self):
             other, readers = _READ_WITH.get(field.name, ("", ()))
             changed = getattr(self, field.name) != field.default

@@ -193,7 +193,7 @@ def _run(
 
 
 def _open(config: IngestConfig[Any], *, is_new: bool, stack: ExitStack) -> LiveRun:
-    """Open sources, model and files of a run, which the stack closes. is_new: there is no checkpoint of it."""
+    """Open sources, model and files of a run, which the stack closes. is_new: it has no checkpoint yet."""
     directory = config.directory
     sources = _open_sources(config, stack)
     if is_new:
