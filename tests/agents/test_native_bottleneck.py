@@ -9,7 +9,7 @@ from agents_support import SANITIZED, bits
 from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_native import (
+from native_support import (
     BOX,
     DISCRETE,
     FIRST_TOLERANCE,
