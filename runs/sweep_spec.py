@@ -43,7 +43,8 @@ from typing import Any
 import msgspec
 
 from streamwise.agents import AGENTS, agent_class
-from streamwise.runs.config import RunConfig, load_preset, read_toml
+from streamwise.runs.config import RunConfig, load_preset
+from streamwise.runs.spec_file import SpecReader, find_spec, spec_names
 from streamwise.streams import UsageError
 from streamwise.streams.errors import nearest
 from streamwise.streams.series import is_series, path_of
@@ -102,7 +103,7 @@ class SweepSpec:
 
 def sweep_names() -> list[str]:
     """Return the names of the specifications that come with streamwise."""
-    return sorted(path.stem for path in _SWEEPS.glob("*.toml"))
+    return spec_names(_SWEEPS)
 
 
 def load_sweep(source: str) -> SweepSpec:
@@ -110,36 +111,10 @@ def load_sweep(source: str) -> SweepSpec:
 
     Raises UsageError, in one line that says where, for what cannot be read or understood.
     """
-    path = Path(source)
-    if path.is_dir():
-        path = path / "sweep.toml"
-    elif not source.endswith(".toml"):
-        path = _SWEEPS / f"{source}.toml"
-    if not path.is_file():
-        if path.parent == _SWEEPS:
-            raise UsageError(
-                f"{source!r} is neither a .toml file, nor the directory of a sweep, nor the name of one."
-                f"{nearest(source, sweep_names())}"
-            )
-        raise UsageError(f"there is no {path}.")
-    tables = read_toml(path)
-    tables.setdefault("name", path.stem)
-    return _Reader(path, tables).spec()
+    return _Reader(find_spec(source, "sweep", _SWEEPS)).spec()
 
 
-class _Reader:
-    """Reads one file; knows its path, for errors."""
-
-    def __init__(self, path: Path, tables: dict[str, Any]) -> None:
-        self.path = path
-        self.tables = tables
-        name = tables["name"]
-        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._ -]*", name):
-            raise self.error(f"name = {name!r} is no name of a folder; use letters, digits, '.', '_', '-'")
-
-    def error(self, text: str) -> UsageError:
-        return UsageError(f"{self.path}: {' '.join(text.split()).rstrip('.')}.")
-
+class _Reader(SpecReader):
     def spec(self) -> SweepSpec:
         flags = {key: value for key, value in self.tables.items() if key not in _TABLES}
         for key in flags:

@@ -41,9 +41,10 @@ from typing import Any
 import msgspec
 
 from streamwise.agents import agent_class, event_model_class
-from streamwise.runs.config import RunConfig, load_preset, read_toml
+from streamwise.runs.config import RunConfig, load_preset
 from streamwise.runs.ingest_config import IngestConfig
 from streamwise.runs.shared_memory import RETENTIONS, MemorySettings
+from streamwise.runs.spec_file import SpecReader, find_spec, spec_names
 from streamwise.streams import UsageError
 from streamwise.streams.errors import nearest
 from streamwise.streams.series import absolute, is_series
@@ -128,7 +129,7 @@ class SystemSpec:
 
 def system_names() -> list[str]:
     """Return the names of the specifications that come with streamwise."""
-    return sorted(path.stem for path in _SYSTEMS.glob("*.toml"))
+    return spec_names(_SYSTEMS)
 
 
 def is_system(path: Path) -> bool:
@@ -157,37 +158,15 @@ def load_system(source: str) -> SystemSpec:
 
     Raises UsageError, in one line that says where, for what cannot be read or understood.
     """
-    path = Path(source)
-    if path.is_dir():
-        path = path / "system.toml"
-    elif not source.endswith(".toml"):
-        path = _SYSTEMS / f"{source}.toml"
-    if not path.is_file():
-        if path.parent == _SYSTEMS:
-            raise UsageError(
-                f"{source!r} is neither a .toml file, nor the directory of a system, nor the name of one."
-                f"{nearest(source, system_names())}"
-            )
-        raise UsageError(f"there is no {path}.")
-    tables = read_toml(path)
-    tables.setdefault("name", path.stem)
-    return _Reader(path, tables).spec()
+    return _Reader(find_spec(source, "system", _SYSTEMS)).spec()
 
 
-class _Reader:
-    """Reads one file; knows its path, for errors."""
-
-    def __init__(self, path: Path, tables: dict[str, Any]) -> None:
-        self.path, self.tables = path, tables
-        for key in tables:
+class _Reader(SpecReader):
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        for key in self.tables:
             if key not in _TABLES:
                 raise self.error(f"unknown key {key!r}.{nearest(key, _TABLES)}")
-        name = tables["name"]
-        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._ -]*", name):
-            raise self.error(f"name = {name!r} is no name of a folder; use letters, digits, '.', '_', '-'")
-
-    def error(self, text: str) -> UsageError:
-        return UsageError(f"{self.path}: {' '.join(text.split()).rstrip('.')}.")
 
     def spec(self) -> SystemSpec:
         streams = {name: self.stream(name, table) for name, table in self.named("streams").items()}
