@@ -164,7 +164,7 @@ def sweep_png(title: str, curves: Panels, rows: Sequence[tuple[Panels, float]]) 
 
     rows: one to three panels each, with the height of the row in inches.
     """
-    columns = 1 if len(curves) == 1 else 2 if len(curves) in (2, 4) else 3
+    columns = _columns(len(curves))
     layout = _rows(range(len(curves)), columns)
     heights = [3.6 if columns == 1 else 2.8] * len(layout)
     panels = list(curves.items())
@@ -173,6 +173,10 @@ def sweep_png(title: str, curves: Panels, rows: Sequence[tuple[Panels, float]]) 
         heights.append(height)
         panels += row.items()
     return _png(title, panels, layout, heights)
+
+
+def _columns(panels: int) -> int:
+    return {0: 1, 1: 1, 2: 2, 4: 2}.get(panels, 3)
 
 
 def _rows(places: Sequence[int], columns: int) -> list[list[Any]]:
@@ -210,7 +214,7 @@ def _png(
 def _arranged(groups: Sequence[Group]) -> tuple[list[tuple[str, Draw]], list[list[Any]], list[float]]:
     """Return the panels of the PNG, rows of six cells that each hold the place of a panel, and heights."""
     panels = list(learning_panels(groups).items())
-    columns = max(1, min(3, len(panels)))
+    columns = _columns(len(panels))
     layout = _rows(range(len(panels)), columns)
     heights = [5.8 - 0.8 * columns] * len(layout)
     for run in (group.predicting[0] for group in groups if group.predicting):
