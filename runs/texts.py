@@ -73,9 +73,14 @@ def time_text(seconds: float) -> str:
 
 
 def seconds_text(seconds: float) -> str:
-    """Return a duration in the largest unit of which it has two."""
+    """Return a duration in the largest unit of which it has two.
+
+    >>> seconds_text(0.25), seconds_text(5_400.0), seconds_text(2e9)
+    ('0.25 s', '90 min', '23,148 days')
+    """
     unit = max((unit for unit in UNITS if seconds >= 2 * unit), default=1.0)
-    return f"{seconds / unit:,.3g} {UNITS[unit][0]}"
+    count = seconds / unit
+    return f"{count:,.0f} {UNITS[unit][0]}" if count >= 1_000.0 else f"{count:.3g} {UNITS[unit][0]}"
 
 
 def unit_text(seconds: float) -> str:
