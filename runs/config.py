@@ -29,6 +29,7 @@ __all__ = [
     "RunConfig",
     "load_config",
     "load_preset",
+    "made_otherwise",
     "preset_names",
     "read_toml",
     "save_config",
@@ -234,6 +235,19 @@ def settings_of(kind: type[Any], table: Any, name: str, path: Path) -> Any:
         return msgspec.convert(table, kind)
     except (msgspec.ValidationError, UsageError) as error:
         raise UsageError(f"{path}: {error}") from None
+
+
+def made_otherwise(directory: Path, name: str, there: object, here: object) -> UsageError:
+    """Return the error for a directory whose run has another value of a setting than the one that is given.
+
+    >>> print(made_otherwise(Path("out"), "sources", ("file:a", "file:b"), ("file:a",)))
+    out was made with sources file:a file:b, not file:a; choose another --out, or remove it.
+    """
+    was, is_now = (" ".join(map(str, each)) if isinstance(each, tuple) else each for each in (there, here))
+    return UsageError(
+        f"{directory} was made with {name.replace('_', '-')} {was}, not {is_now}; "
+        "choose another --out, or remove it."
+    )
 
 
 def read_toml(path: Path) -> dict[str, Any]:

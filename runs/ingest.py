@@ -18,6 +18,7 @@ from streamwise.agents import EventModel, event_model_class
 from streamwise.agents.event_model import Array, Prediction, UnknownKeyError
 from streamwise.kernels import native_info
 from streamwise.runs.checkpoint import Checkpoint, Checkpoints, check_finite, describe
+from streamwise.runs.config import made_otherwise
 from streamwise.runs.event_progress import EventDisplay
 from streamwise.runs.event_recorder import EventRecorder
 from streamwise.runs.ingest_config import FIXED, IngestConfig, is_ingest, load_ingest, save_ingest
@@ -127,10 +128,7 @@ def check_same(saved: IngestConfig[Any], given: IngestConfig[Any]) -> None:
         pairs += [(name, there[name], here[name]) for name in there]
     for name, there, here in pairs:
         if there != here:
-            raise UsageError(
-                f"{given.directory} was made with another {name.replace('_', '-')} ({there}, not {here}); "
-                "choose another --out, or remove it."
-            )
+            raise made_otherwise(given.directory, name, there, here)
 
 
 def resume_ingest(directory: Path, **options: Any) -> IngestResult:

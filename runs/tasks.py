@@ -28,7 +28,7 @@ from rich.console import Console
 
 from streamwise.agents.tpp_training import TrainingSettings
 from streamwise.runs.checkpoint import CheckpointError, Checkpoints, check_finite
-from streamwise.runs.config import read_toml, save_config, settings_of
+from streamwise.runs.config import made_otherwise, read_toml, save_config, settings_of
 from streamwise.runs.lock import locked
 from streamwise.runs.loop import StopRequest
 from streamwise.runs.ray_cluster import reach
@@ -363,10 +363,7 @@ def _check_same(config: TasksConfig, directory: Path) -> None:
     there, here = ({**table.pop("settings"), **table} for table in (there, here))
     for name in here:
         if name not in _FREE and there[name] != here[name]:
-            raise UsageError(
-                f"{directory} was made with another --{name.replace('_', '-')} ({there[name]}, not "
-                f"{here[name]}); choose another --out, or remove it."
-            )
+            raise made_otherwise(directory, f"--{name}", there[name], here[name])
 
 
 def _describe(events: Events, split: Split) -> dict[str, Any]:

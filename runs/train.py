@@ -15,7 +15,7 @@ from streamwise.agents import Learner, Metrics, agent_class
 from streamwise.agents.native import Backend
 from streamwise.kernels import native_info
 from streamwise.runs.checkpoint import Checkpoint, Checkpoints, check_finite, describe, restore
-from streamwise.runs.config import RunConfig, load_config, save_config
+from streamwise.runs.config import RunConfig, load_config, made_otherwise, save_config
 from streamwise.runs.lock import locked
 from streamwise.runs.loop import StopRequest, learn
 from streamwise.runs.plasticity_watch import PlasticityWatch
@@ -154,10 +154,7 @@ def train_or_resume(
     for field in dataclasses.fields(RunConfig):
         there, here = getattr(saved, field.name), getattr(planned, field.name)
         if there != here and field.name not in _MAY_CHANGE:
-            raise UsageError(
-                f"{directory} was made with another {field.name} ({there}, not {here}); "
-                "choose another --out, or remove it."
-            )
+            raise made_otherwise(directory, field.name, there, here)
     checkpoints = Checkpoints.of(saved)
     if (last := checkpoints.last_step()) is not None and last >= config.steps:
         checkpoint, stop = checkpoints.latest(), stop or StopRequest()

@@ -8,6 +8,9 @@ from typing import Any
 __all__ = ["DivergedError", "NonFiniteSampleError", "UsageError", "meant", "nearest"]
 
 
+_SHORT = 12  # names, which a line has room for beside a guess
+
+
 class UsageError(ValueError):
     """A command, setting or file that the user has to change; its text is one line that says how."""
 
@@ -21,8 +24,19 @@ class NonFiniteSampleError(ValueError):
 
 
 def nearest(name: str, known: Any) -> str:
-    """Return the end of an error: what was probably meant, and everything that is known."""
-    return f"{meant(name, known)} Choose one of: {', '.join(sorted(known))}."
+    """Return the end of an error: what was probably meant, and everything that is known.
+
+    Where something is near, a long list beside it would only hide it.
+
+    >>> nearest("blu", ["red", "blue"])
+    " Did you mean 'blue'? Choose one of: blue, red."
+    >>> nearest("step_siz", ["step_size", *"abcdefghijkl"])
+    " Did you mean 'step_size'?"
+    """
+    probably = meant(name, known)
+    if probably and len(known) > _SHORT:
+        return probably
+    return f"{probably} Choose one of: {', '.join(sorted(known))}."
 
 
 def meant(name: str, known: Any) -> str:

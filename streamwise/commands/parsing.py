@@ -62,7 +62,31 @@ def _one_line(box: str) -> str:
         is_help_text = text.startswith(" " * 8)
         if is_text and not is_help_text:
             kept.append(text.strip())
-    return re.sub(r"^Error parsing \w+: ", "", " ".join(kept)).rstrip(".") + "."
+    return _plainly(re.sub(r"^Error parsing \w+: ", "", " ".join(kept)).rstrip("."))
+
+
+# What tyro says, and how this program says it; what is in none of these stays as it is.
+_PLAINLY = (
+    (r"Error parsing (\S+): invalid literal for int\(\) .*: ('.*')", r"\1 takes a whole number, not \2"),
+    (r"Error parsing (\S+): could not convert string to float: ('.*')", r"\1 takes a number, not \2"),
+    (r"Missing value for argument '(--\S+)'. Expected \d+ values?", r"\1 needs a value"),
+    (r"Missing value for argument '(\S+)'. Expected \d+ values?", r"\1 is missing"),
+    (r"invalid choice ('.*') for argument '(\S+)'. Expected one of \((.*)\)", r"\2 is \1; use one of \3"),
+    (r"Missing from [^:]*: (\S+)( \S+)?(?= Unrecognized|$)", r"\1 is missing;"),
+    (r"Unrecognized options: ([^-].*)", r"there is no place for '\1'"),
+    (
+        r"Unrecognized options: ([^\s,]+).*(?:Perhaps you meant|similar to \1): (\S+).*",
+        r"there is no \1; perhaps \2?",
+    ),
+    (r"Unrecognized options: ([^\s,]+).*", r"there is no \1"),
+)
+
+
+def _plainly(text: str) -> str:
+    """Say what is wrong with an option in the words of a user, not of the parser."""
+    for theirs, ours in _PLAINLY:
+        text = re.sub(theirs, ours, text)
+    return text.rstrip("?;") + ("?" if text.endswith("?") else ".")
 
 
 def peek(argv: list[str], flag: str) -> str | None:

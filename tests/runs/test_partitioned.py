@@ -505,7 +505,7 @@ def test_wrong_commands_are_told_in_a_line(tmp_path, capsys):
     glob = f"file:{tmp_path}/log?.csv"
     assert "same file" in fails(capsys, "ingest", one, glob, "--workers=2", out)
     ingest(IngestConfig((three, four), CountsConfig(), out=tmp_path / "run"), display=Quiet)
-    assert "another sources" in fails(capsys, "ingest", one, two, "--workers=2", out)
+    assert "was made with sources file:" in fails(capsys, "ingest", one, two, "--workers=2", out)
     ingest(IngestConfig((glob,), CountsConfig(), out=tmp_path / "glob"), display=Quiet)
     assert "glob" in fails(capsys, "ingest", glob, "--workers=2", f"--out={tmp_path / 'glob'}")
 

@@ -488,9 +488,9 @@ def test_the_same_command_does_what_is_missing_and_another_is_refused(tmp_path, 
     assert (result.done, result.units, result.failed) == (3, 3, {})
     assert (out / "results" / "markov-seed0.json").read_bytes() == kept
 
-    with pytest.raises(UsageError, match=r"another --steps \(4, not 5\)"):
+    with pytest.raises(UsageError, match=r"made with --steps 4, not 5;"):
         run_tasks(dataclasses.replace(given, steps=5))
-    with pytest.raises(UsageError, match=r"another --step-size \(0\.01, not 0\.5\)"):
+    with pytest.raises(UsageError, match=r"made with --step-size 0\.01, not 0\.5;"):
         run_tasks(dataclasses.replace(given, settings=dataclasses.replace(given.settings, step_size=0.5)))
     log_file(tmp_path, make_events(seed=1))
     with pytest.raises(UsageError, match="other events than when"):
