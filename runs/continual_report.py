@@ -27,9 +27,10 @@ from streamwise.runs.continual_metrics import (
 )
 from streamwise.runs.continual_tables import as_csv, as_markdown
 from streamwise.runs.figures import COLOURS, Draw, Panels, finish_axes, line_style, svgs, sweep_png
-from streamwise.runs.report import ReportFiles, Row, number_text, render, report_files, write_files
+from streamwise.runs.report import ReportFiles, Row, render, report_files, write_files
 from streamwise.runs.run_data import Array
 from streamwise.runs.statistics import bootstrap_interval
+from streamwise.runs.texts import number_text
 from streamwise.runs.unit_pool import result_path
 from streamwise.streams import UsageError
 

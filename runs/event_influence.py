@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from streamwise.runs.event_run_data import EventRun, Influence
-from streamwise.runs.report import number_text
-from streamwise.runs.texts import UNITS, percent, plain, seconds_text
+from streamwise.runs.texts import UNITS, number_text, percent, plain, seconds_text
 
 __all__ = ["Cell", "InfluenceMap", "influence_map"]
 

@@ -28,8 +28,17 @@ from streamwise.runs.event_tables import (
     speed_rows,
     type_rows,
 )
-from streamwise.runs.report import ReportFiles, number_text, render, report_files, write_files
-from streamwise.runs.texts import UNITS, counted, listed, percent, seconds_text, time_text, unit_text
+from streamwise.runs.report import ReportFiles, render, report_files, write_files
+from streamwise.runs.texts import (
+    UNITS,
+    counted,
+    listed,
+    number_text,
+    percent,
+    seconds_text,
+    time_text,
+    unit_text,
+)
 
 __all__ = ["write_event_report"]
 

@@ -19,9 +19,9 @@ from streamwise.runs.event_figures import baseline_style, baseline_svgs
 from streamwise.runs.event_run_data import Baseline, EventRun, first_letters
 from streamwise.runs.figures import COLOURS, DASHES
 from streamwise.runs.prequential import activity_name
-from streamwise.runs.report import Row, duration_text, median, number_text
+from streamwise.runs.report import Row, duration_text, median
 from streamwise.runs.run_data import Array
-from streamwise.runs.texts import counted, nats, percent, plain, signed, unit_text
+from streamwise.runs.texts import counted, nats, number_text, percent, plain, signed, unit_text
 
 __all__ = [
     "BaselinePart",

@@ -190,8 +190,10 @@ def load_ingest(directory: Path) -> IngestConfig[Any]:
     """Read the config.toml of a run directory. Raises UsageError if it is no run on events, or damaged."""
     path = directory / "config.toml"
     if not is_ingest(directory):
-        held = path.is_file()
-        raise UsageError(f"{directory} is no run of `streamwise ingest`." if held else why_no_run(directory))
+        if not path.is_file():
+            raise UsageError(why_no_run(directory))
+        command = read_toml(path).get("kind", "train")
+        raise UsageError(f"{directory} is no run of `streamwise ingest`, but of `streamwise {command}`.")
     table = read_toml(path)
     del table["kind"]
     table.pop("versions", None)

@@ -19,6 +19,7 @@ import numpy as np
 from streamwise.runs import figures
 from streamwise.runs.run_data import EPISODES, Group, Run, by_environment, read_groups, setting_text
 from streamwise.runs.statistics import bootstrap_interval
+from streamwise.runs.texts import number_text, span_text
 from streamwise.streams import UsageError
 
 __all__ = [
@@ -26,10 +27,8 @@ __all__ = [
     "Row",
     "duration_text",
     "median",
-    "number_text",
     "render",
     "report_files",
-    "span_text",
     "write_files",
     "write_report",
 ]
@@ -154,9 +153,8 @@ def _summary(groups: Sequence[Group]) -> str:
         finals = [run.final for run in groups[0].compared]
         spread = f" (median over seeds; {span_text(min(finals), max(finals))})" if len(finals) > 1 else ""
         parts.append(f"mean return of the last {EPISODES} episodes {number_text(median(finals))}{spread}")
-    if len(runs) == 1 and (scores := runs[0].scores) and scores.scored_steps:
-        ratio = number_text(scores.ratio_to_running_mean)
-        parts.append(f"squared error {ratio} times that of predicting the mean so far")
+    if len(runs) == 1 and runs[0].score_text:
+        parts.append(runs[0].score_text)
     speed = median([run.steps_per_second for group in groups for run in group.compared])
     if math.isfinite(speed):
         parts.append(f"{number_text(speed)} steps/s")
@@ -271,21 +269,6 @@ def _best_and_speed(runs: Sequence[Run]) -> Row:
 
 
 # ---- numbers as people read them ----
-
-
-def number_text(value: float) -> str:
-    """Four digits or so: 12,345; 123.4; 1.23; 0.00123."""
-    if math.isnan(value):
-        return "–"
-    size = abs(value)
-    if size >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if size >= 100 else f"{value:.2f}" if size >= 1 else f"{value:.3g}"
-
-
-def span_text(low: float, high: float) -> str:
-    """From one number to another."""
-    return f"{number_text(low)} to {number_text(high)}"
 
 
 def _interval(values: Sequence[float]) -> str:

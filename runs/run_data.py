@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from streamwise.runs.config import why_no_run
 from streamwise.runs.statistics import PredictionScores, prediction_scores, running_mean
+from streamwise.runs.texts import number_text
 from streamwise.streams import UsageError
 from streamwise.streams.series import is_series, path_of
 
@@ -126,6 +127,14 @@ class Run:
         if not len(self.predictions["step"]):
             return None
         return prediction_scores(self.predictions["prediction"], self.predictions["cumulant"], self.discount)
+
+    @property
+    def score_text(self) -> str:
+        """How well it predicted, in words; empty for a run that predicts nothing, or has just begun."""
+        if self.scores is None or not self.scores.scored_steps:
+            return ""
+        ratio = number_text(self.scores.ratio_to_running_mean)
+        return f"squared error {ratio} times that of predicting the mean so far"
 
 
 @dataclass(frozen=True)

@@ -19,16 +19,7 @@ from streamwise.runs import figures
 from streamwise.runs.aggregate import (
     RESAMPLES,
 )
-from streamwise.runs.report import (
-    ReportFiles,
-    Row,
-    duration_text,
-    median,
-    number_text,
-    render,
-    report_files,
-    write_files,
-)
+from streamwise.runs.report import ReportFiles, Row, duration_text, median, render, report_files, write_files
 from streamwise.runs.run_data import EPISODES, setting_text
 from streamwise.runs.sweep_data import Sweep, SweepRun, read_sweeps
 from streamwise.runs.sweep_records import (
@@ -42,7 +33,7 @@ from streamwise.runs.sweep_records import (
     sweep_cells,
     sweep_tables,
 )
-from streamwise.runs.texts import counted
+from streamwise.runs.texts import counted, number_text
 
 __all__ = ["write_sweep_report"]
 

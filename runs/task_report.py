@@ -20,21 +20,14 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from streamwise.runs.figures import COLOURS, Panels, finish_axes, line_style, svgs, sweep_png
-from streamwise.runs.report import (
-    ReportFiles,
-    Row,
-    duration_text,
-    number_text,
-    render,
-    report_files,
-    write_files,
-)
+from streamwise.runs.report import ReportFiles, Row, duration_text, render, report_files, write_files
 from streamwise.runs.run_data import Array
 from streamwise.runs.statistics import bootstrap_interval
 from streamwise.runs.task_methods import NEURAL
 from streamwise.runs.task_scores import METRICS
 from streamwise.runs.task_statistics import STATISTICAL
 from streamwise.runs.tasks import Summary, TasksConfig, as_floats, load_tasks, summarize
+from streamwise.runs.texts import number_text
 from streamwise.streams import UsageError
 
 __all__ = ["Result", "Results", "read_results", "write_task_report"]

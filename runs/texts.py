@@ -12,11 +12,13 @@ __all__ = [
     "date_text",
     "listed",
     "nats",
+    "number_text",
     "percent",
     "plain",
     "return_text",
     "seconds_text",
     "signed",
+    "span_text",
     "time_text",
     "unit_text",
 ]
@@ -55,6 +57,21 @@ def nats(value: float) -> str:
 def return_text(value: float) -> str:
     """Write a return; where they are small, a tenth would hide what differs."""
     return f"{value:,.1f}" if abs(value) >= 10.0 else f"{value:.3g}"
+
+
+def number_text(value: float) -> str:
+    """Return a number in four digits or so: 12,345; 123.4; 1.23; 0.00123; a dash if it is not known."""
+    if math.isnan(value):
+        return "–"
+    size = abs(value)
+    if size >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if size >= 100 else f"{value:.2f}" if size >= 1 else f"{value:.3g}"
+
+
+def span_text(low: float, high: float) -> str:
+    """Return from one number to another."""
+    return f"{number_text(low)} to {number_text(high)}"
 
 
 def signed(value: float, form: str = "+.4f", unit: str = "") -> str:

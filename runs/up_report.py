@@ -16,17 +16,9 @@ from markupsafe import Markup
 
 from streamwise.runs.event_run_data import EventRun
 from streamwise.runs.figures import svgs
-from streamwise.runs.report import (
-    ReportFiles,
-    Row,
-    duration_text,
-    number_text,
-    render,
-    report_files,
-    write_files,
-)
+from streamwise.runs.report import ReportFiles, Row, duration_text, render, report_files, write_files
 from streamwise.runs.run_data import EPISODES, Run
-from streamwise.runs.texts import counted, date_text, plain
+from streamwise.runs.texts import counted, date_text, number_text, plain
 from streamwise.runs.up_data import LearnerData, MemoryData, System, read_system
 from streamwise.runs.up_figures import MARKS, MOST_ROWS, curve_panels, diagram, system_png, time_line
 from streamwise.runs.up_history import happenings

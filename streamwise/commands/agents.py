@@ -122,14 +122,13 @@ def evaluate_command(argv: list[str]) -> int:
 def finish_run(result: RunResult) -> int:
     """Write the report and say where things are."""
     from streamwise.runs.report import write_report
+    from streamwise.runs.run_data import read_groups
 
     files = write_report([result.directory])
-    mean = (
-        ""
-        if result.mean_return is None
-        else f", mean return {return_text(result.mean_return)} (last 20 episodes)"
-    )
-    print(f"{'stopped' if result.signal else 'done'} at step {result.step:,}{mean}")
+    score = read_groups([result.directory])[0].runs[0].score_text
+    if result.mean_return is not None:
+        score = f"mean return {return_text(result.mean_return)} (last 20 episodes)"
+    print(f"{'stopped' if result.signal else 'done'} at step {result.step:,}{score and f', {score}'}")
     print(f"run:    {result.directory}\nreport: {files.html}\nplot:   {files.png}")
     if result.signal is not None:
         print(f"go on:  streamwise resume {result.directory}")

@@ -42,9 +42,9 @@ def parse(
 
 
 def _with_examples_apart(text: str) -> str:
-    """Indent the lines that show commands, which keeps each on a line of its own."""
-    lines = inspect.cleandoc(text).splitlines()
-    return "\n".join(f"    {line}" if line.startswith("streamwise ") else line for line in lines)
+    """Put a heading above the lines that show commands, and indent them: each stays on a line of its own."""
+    text = re.sub(r"^streamwise ", "    streamwise ", inspect.cleandoc(text), flags=re.MULTILINE)
+    return re.sub(r"\n\n    streamwise ", "\n\nExamples:\n    streamwise ", text, count=1)
 
 
 def _one_line(box: str) -> str:

@@ -26,7 +26,7 @@ from streamwise.runs.lock import locked
 from streamwise.runs.partitioned import arranged
 from streamwise.runs.partitions import worker_config
 from streamwise.runs.ray_cluster import Journal
-from streamwise.runs.report import number_text
+from streamwise.runs.texts import number_text
 from streamwise.runs.train import train
 from streamwise.runs.up_data import read_system
 from streamwise.runs.up_figures import diagram
