@@ -111,10 +111,11 @@ def _baseline_panels(run: EventRun, edges: Array) -> Panels:
 def _calibration_panels(runs: Sequence[EventRun]) -> Panels:
     panels: Panels = {}
     if counted := [run for run in runs if run.pit.sum()]:
-        panels["Where gaps fell in what was held likely"] = partial(_draw_pit, counted)
+        title = _only("Where gaps fell in what was held likely", counted, runs)
+        panels[title] = partial(_draw_pit, counted)
     panels["Calibration of times (lower is better)"] = partial(_draw_calibration, runs)
     if counted := [run for run in runs if run.by_confidence[:, 0].sum()]:
-        panels["Calibration of types"] = partial(_draw_type_calibration, counted)
+        panels[_only("Calibration of types", counted, runs)] = partial(_draw_type_calibration, counted)
     panels["Drift (1 raises an alarm)"] = partial(_draw_drift, runs)
     return panels
 
@@ -126,7 +127,22 @@ def _activity_panels(runs: Sequence[EventRun]) -> Panels:
         "Type log loss, by activity": (2, -1.0, "nats"),
         "Type error, by activity": (1, 1.0, "share of events"),
     }
-    return {title: partial(_draw_activity, counted, *what) for title, what in titles.items() if counted}
+    if not counted:
+        return {}
+    return {
+        _only(title, counted, runs): partial(_draw_activity, counted, *what) for title, what in titles.items()
+    }
+
+
+def _only(title: str, drawn: Sequence[EventRun], runs: Sequence[EventRun]) -> str:
+    """Add to the title of a panel which runs it draws, if others of the page have no such number."""
+    if len(drawn) == len(runs):
+        return title
+    return (
+        f"{title} ({drawn[0].label} only)"
+        if len(drawn) == 1
+        else f"{title} ({len(drawn)} of {len(runs)} runs)"
+    )
 
 
 def _statistic_panels(runs: Sequence[EventRun], *, of_pool: bool) -> Panels:
@@ -136,11 +152,11 @@ def _statistic_panels(runs: Sequence[EventRun], *, of_pool: bool) -> Panels:
         told = [run for run in runs if name in run.statistics]
         if name.startswith("pool_") == of_pool and any(len(set(run.known(name))) > 1 for run in told):
             title = name.removeprefix("pool_") if of_pool else name
-            panels[title.replace("_", " ")] = partial(_draw_statistic, told, name)
+            panels[_only(title.replace("_", " "), told, runs)] = partial(_draw_statistic, told, name)
     for name in dict.fromkeys(name for run in runs for name in run.own_scores):
         if not of_pool:
             told = [run for run in runs if name in run.own_scores]
-            panels[name.replace("_", " ")] = partial(_draw_own_score, told, name)
+            panels[_only(name.replace("_", " "), told, runs)] = partial(_draw_own_score, told, name)
     return panels
 
 
