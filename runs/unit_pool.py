@@ -124,7 +124,8 @@ class _Driver(Generic[Unit]):
         self.failures: dict[str, int] = {}
         self.failed: dict[str, str] = {}
         self.arguments = [ray.put(argument) for argument in pool.arguments]
-        self.shown_at = 0.0
+        self.shown_at, self.began = 0.0, time.monotonic()
+        self.done_before = sum(map(pool.parts, self.finished))
 
     def run(self) -> dict[str, str]:
         """Run all that waits; return why units were given up, by name."""
@@ -207,14 +208,15 @@ class _Driver(Generic[Unit]):
         if not self.console.is_terminal:
             yield self._show_line
             return
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-        columns = (BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+        columns = (BarColumn(30), MofNCompleteColumn(), TextColumn("{task.description}"))
         with Progress(*columns, console=self.console, transient=True) as bar:
             shown = bar.add_task("starting", total=sum(map(self.pool.parts, self.units)))
 
             def show(slots: list[_Slot[Unit]]) -> None:
-                bar.update(shown, completed=self._parts_done(slots), description=self._at_work(slots))
+                how_far = f"{self._at_work(slots)}{self._left(slots)}"
+                bar.update(shown, completed=self._parts_done(slots), description=how_far)
 
             yield show
 
@@ -229,11 +231,20 @@ class _Driver(Generic[Unit]):
             if slot.unit
         )
 
+    def _left(self, slots: list[_Slot[Unit]]) -> str:
+        """Say about how long it will take, if what is left takes as long for each part as what was done."""
+        done = self._parts_done(slots)
+        left = sum(self.pool.parts(unit) for unit in self.units if unit.name not in self.failed) - done
+        if done <= self.done_before:
+            return ""
+        return f"; about {clock((time.monotonic() - self.began) * left / (done - self.done_before))} left"
+
     def _show_line(self, slots: list[_Slot[Unit]]) -> None:
         now = time.monotonic()
         if now - self.shown_at >= _SHOW_EVERY_SECONDS and any(slot.unit for slot in slots):
             self.shown_at = now
-            self._say(f"{len(self.finished)} of {len(self.units)} units done; {self._at_work(slots)}")
+            done = f"{len(self.finished)} of {len(self.units)} units done"
+            self._say(f"{done}; {self._at_work(slots)}{self._left(slots)}")
 
     def _say(self, line: str) -> None:
         self.console.print(line, highlight=False, soft_wrap=True, markup=False)
