@@ -110,6 +110,15 @@ class Probe(gymnasium.Env[Row, Any], ABC):
         }
 
 
+def _several(name: str, numbers: int | Sequence[int]) -> Sequence[int]:
+    """Return one number, or several, as a sequence. Raises UsageError for none."""
+    if not isinstance(numbers, list | tuple):
+        return [numbers]  # type: ignore[list-item]  # a number; whole_number refuses what is none
+    if not numbers:
+        raise UsageError(f"{name} is an empty list; give at least one number.")
+    return numbers
+
+
 class DelayedRecall(Probe):
     """A symbol is shown; after `delay` random ones, the first is asked for.
 
@@ -213,25 +222,32 @@ class EventRecall(Probe):
     """The ballet without its stage: actors move in turn, and the one who made one sequence is asked for.
 
     actors: 1 to 13, who take turns in random order, each with a dance of its own from `ballet.DANCES`, a move
-    a frame. delay: frames of nothing after each dance, 1 or more as in the ballet.
+    a frame. delay: frames of nothing after each dance, 1 or more as in the ballet. turns: how many of the
+    actors dance, any of them; a number, or several of which each episode draws one; 0, as at first: all.
     Observation [8 + actors + 13]: a move and its actor, one-hot each; the dance asked for, one-hot, at the
     question alone.
     """
 
-    def __init__(self, *, actors: int = 4, delay: int = 16) -> None:
+    def __init__(self, *, actors: int = 4, delay: int = 16, turns: int | Sequence[int] = 0) -> None:
         self._actors = whole_number("actors", actors, 1, len(DANCES))
         self._turn = len(_MOVES[0]) + whole_number("delay", delay, 1) - 1
+        self._turns = [
+            whole_number("turns", number, 0, self._actors) or self._actors
+            for number in _several("turns", turns)
+        ]
         self._order, self._dances = np.zeros((2, self._actors), np.int64)
         self._asked = 0
         super().__init__(
-            len(DIRECTIONS) + self._actors + len(DANCES), self._actors, self._actors * self._turn
+            len(DIRECTIONS) + self._actors + len(DANCES), self._actors, max(self._turns) * self._turn
         )
 
     def draw(self, generator: np.random.Generator) -> int:
         """Draw who is on when, with which dance, and the turn that is asked for."""
+        turns = self._turns[0 if len(self._turns) == 1 else generator.integers(len(self._turns))]
+        self._question_frame = turns * self._turn
         self._order = generator.permutation(self._actors)
         self._dances = generator.permutation(len(DANCES))[: self._actors]
-        self._asked = int(generator.integers(self._actors))
+        self._asked = int(generator.integers(turns))
         return int(self._order[self._asked])
 
     def show(self, frame: int, row: Row, generator: np.random.Generator) -> None:
@@ -309,10 +325,8 @@ class Naming(Probe):
     ) -> None:
         self._objects = whole_number("objects", objects, 2)
         self._vocabulary = whole_number("vocabulary", vocabulary, 1)
-        several = distractors if isinstance(distractors, list | tuple) else [distractors]
+        several = _several("distractors", distractors)
         self._phases = [1 + whole_number("distractors", number, 0) for number in several]
-        if not self._phases:
-            raise UsageError("distractors is an empty list; give at least one number.")
         most = self._objects * max(self._phases)
         if most > self._vocabulary:
             raise UsageError(

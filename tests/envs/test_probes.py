@@ -34,7 +34,13 @@ PROBES: dict[type, Any] = {  # options of each that make a short episode
     OrderRecall: st.fixed_dictionaries(
         {"length": st.integers(1, 6), "symbols": st.integers(2, 6), "delay": small}
     ),
-    EventRecall: st.fixed_dictionaries({"actors": st.integers(1, 13), "delay": st.integers(1, 5)}),
+    EventRecall: st.fixed_dictionaries(
+        {
+            "actors": st.integers(3, 13),
+            "delay": st.integers(1, 5),
+            "turns": st.integers(0, 3) | st.lists(st.integers(0, 3), min_size=1, max_size=3),
+        }
+    ),
     TMaze: st.fixed_dictionaries({"corridor": small}),
     ShellGame: st.fixed_dictionaries({"boxes": st.integers(2, 6), "delay": small}),
     Naming: st.fixed_dictionaries(
@@ -164,6 +170,7 @@ def test_who_always_gives_the_same_answer_is_at_chance(env, chance, spread):
         (PairRecall(pairs=5, delay=7), 13),
         (OrderRecall(length=5, delay=7), 13),
         (EventRecall(actors=3, delay=16), 3 * 31 + 1),
+        (EventRecall(actors=8, delay=16, turns=2), 2 * 31 + 1),
         (TMaze(corridor=50), 52),
         (ShellGame(boxes=2, delay=9), 11),
         (Naming(objects=3, distractors=20), 3 * 21 + 1),
@@ -252,6 +259,8 @@ def test_distractors_are_drawn_from_those_given_and_no_name_or_thing_comes_twice
         (OrderRecall, {"length": 1.5}, "length is 1.5"),
         (EventRecall, {"actors": 14}, "actors is 14; give a whole number, 1 to 13"),
         (EventRecall, {"delay": 0}, "delay is 0"),
+        (EventRecall, {"actors": 3, "turns": 4}, "turns is 4; give a whole number, 0 to 3"),
+        (EventRecall, {"turns": []}, "turns is an empty list"),
         (TMaze, {"corridor": "long"}, "corridor is 'long'"),
         (ShellGame, {"boxes": 1}, "boxes is 1"),
         (Naming, {"distractors": 30}, "93 things are named: give 93 or more"),
