@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
 import shutil
 from xml.etree import ElementTree
@@ -14,8 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 import test_report
 import tomli_w
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from test_report import Page, is_png, returns
 from test_up_status import LEARNER, MEMORY, STATUS
 
@@ -30,7 +27,6 @@ from streamwise.runs.texts import number_text
 from streamwise.runs.train import train
 from streamwise.runs.up_data import read_system
 from streamwise.runs.up_figures import diagram
-from streamwise.runs.up_history import Who, read_history
 from streamwise.runs.up_report import write_system_report
 from streamwise.runs.up_spec import load_system
 from streamwise.streams import UsageError
@@ -212,6 +208,17 @@ def test_the_page_loads_nothing_and_its_drawings_are_well_formed(drawn):
         ElementTree.fromstring(drawing)
 
 
+def test_the_arrows_of_the_page_are_those_of_the_diagram(drawn):
+    system, files = drawn
+    page, wiring = Page(files.html), diagram(load_system(str(system)), {"shared": 4_321})
+    ends = r'data-from="(.*?)" data-to="(.*?)".*?<path d="(.*?)".*?class="head" d="(.*?)"'
+    assert re.findall(ends, page.source) == [
+        (f"{w.source.kind}:{w.source.name}", f"{w.target.kind}:{w.target.name}", w.path, w.head)
+        for w in wiring.wires
+    ]
+    assert len(re.findall(r'<g class="box"', page.source)) == len(wiring.boxes) == 7
+
+
 def test_what_happened_is_counted_by_kind(drawn):
     page = Page(drawn[1].html)
     legend = re.search(r'<ul class="legend marks">(.*?)</ul>', page.source, re.DOTALL).group(1)
@@ -354,154 +361,3 @@ def test_the_command_draws_a_system(system, tmp_path, capsys):
     assert ended.value.code == 0
     assert capsys.readouterr().out == f"report: {out}\nplot:   {out.with_suffix('.png')}\n"
     assert is_png(out.with_suffix(".png"))
-
-
-# ---- the wiring ----
-
-
-@st.composite
-def specifications(draw):
-    """Return the tables of a system in which every stream and memory is used."""
-    names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}", fullmatch=True)
-    environments = draw(st.lists(names, min_size=1, max_size=3, unique=True))
-    logs = draw(st.lists(names.filter(lambda name: name not in environments), max_size=2, unique=True))
-    memories = draw(st.lists(names, max_size=3, unique=True))
-    learners = {}
-    for name in draw(st.lists(names, min_size=1, max_size=9, unique=True)):
-        stream = draw(st.sampled_from(environments + logs))
-        learners[name] = table = {"stream": stream}
-        if stream in logs:
-            table["workers"] = draw(st.integers(1, 3))
-        elif memories and draw(st.booleans()):
-            ways = draw(st.sampled_from((("reads",), ("writes",), ("reads", "writes"))))
-            table |= dict.fromkeys(ways, draw(st.sampled_from(memories)))
-    streams = {name: {"environment": "streamwise/KeyDoor-v0"} for name in environments}
-    streams |= {name: {"source": "file:clicks.csv"} for name in logs}
-    shared = {one.get("reads", one.get("writes")) for one in learners.values()}
-    used = {one["stream"] for one in learners.values()}
-    return {
-        "name": "drawn",
-        "streams": {name: table for name, table in streams.items() if name in used},
-        "memories": {
-            name: {"chunk_length": 4, "shards": draw(st.integers(1, 2))}
-            for name in memories
-            if name in shared
-        },
-        "learners": learners,
-    }
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("spec")
-
-
-@settings(max_examples=40, deadline=None)
-@given(tables=specifications())
-def test_arrows_say_who_reads_and_writes(folder, tables):
-    path = folder / "system.toml"
-    path.write_text(tomli_w.dumps(tables))
-    drawn = diagram(load_system(str(path)))
-    expected = set()
-    for name, one in tables["learners"].items():
-        expected.add((("stream", one["stream"]), ("learner", name)))
-        if "writes" in one:
-            expected.add((("learner", name), ("memory", one["writes"])))
-        if "reads" in one:
-            expected.add((("memory", one["reads"]), ("learner", name)))
-    found = [((w.source.kind, w.source.name), (w.target.kind, w.target.name)) for w in drawn.wires]
-    assert sorted(found) == sorted(expected)
-    boxes = {(box.kind, box.name): box for box in drawn.boxes}
-    assert boxes.keys() == {key for pair in expected for key in pair}
-    for wire in drawn.wires:
-        ends = [(wire.source, wire.begin), (wire.target, wire.end)]
-        for box, (x, y) in ends:
-            assert x in (box.x, box.right)
-            assert box.y < y < box.y + box.height
-        tip, base = numbers(wire.head)[0], numbers(wire.head)[2]
-        assert tip == pytest.approx(wire.end[0], abs=0.06)
-        assert (tip > base) == (wire.end[0] > wire.begin[0])  # it points away from where the line begins
-        assert numbers(wire.path)[:2] == pytest.approx(wire.begin, abs=0.06)
-    for box in drawn.boxes:
-        behind = 4.5 if box.is_stacked else 0.0  # another one, that looks out
-        assert 0.0 <= box.x < box.right + behind < drawn.width
-        assert 0.0 < box.y < box.y + box.height + behind < drawn.height
-        assert all(box.y < y < box.y + box.height for y, _, _ in box.texts)
-        below = [other.y for other in drawn.boxes if other.kind == box.kind and other.y > box.y]
-        assert all(box.y + box.height < y for y in below)
-        processes = {"stream": {}, "learner": tables["learners"], "memory": tables["memories"]}
-        table = processes[box.kind].get(box.name, {})
-        assert box.is_stacked == (table.get("workers", 1) > 1 or table.get("shards", 1) > 1)
-
-
-def numbers(path):
-    return [float(text) for text in re.findall(r"-?\d+\.\d+", path)]
-
-
-def test_the_arrows_of_the_page_are_those_of_the_diagram(drawn):
-    system, files = drawn
-    page, wiring = Page(files.html), diagram(load_system(str(system)), {"shared": 4_321})
-    ends = r'data-from="(.*?)" data-to="(.*?)".*?<path d="(.*?)".*?class="head" d="(.*?)"'
-    assert re.findall(ends, page.source) == [
-        (f"{w.source.kind}:{w.source.name}", f"{w.target.kind}:{w.target.name}", w.path, w.head)
-        for w in wiring.wires
-    ]
-    assert len(re.findall(r'<g class="box"', page.source)) == len(wiring.boxes) == 7
-
-
-# ---- what happened when ----
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    st.lists(
-        st.tuples(
-            st.sampled_from(["up", "down", "started", "lost", "failed", "finished", "stopped", "recovered"]),
-            st.sampled_from(["ann", "shop/0", "shop/1", "rooms", "rooms/1"]),
-            st.floats(0.0, 100.0),
-        ),
-        max_size=30,
-    )
-)
-def test_whatever_happened_bars_lie_in_the_lives_of_drivers(steps):
-    time, events = 1e9, []
-    for event, name, pause in steps:
-        time += pause
-        kind = "memory" if name.startswith("rooms") else "learner"
-        events.append({"time": time, "event": event, kind: name})
-    history = read_history(events, ["rooms"], time + 1.0)
-    assert history.counts.total() == sum(event != "down" for event, _, _ in steps)
-    assert bool(history.pasts) == bool(history.lives)
-    ends = [end for life in history.lives for end in life]
-    assert ends == sorted(ends)
-    for past in history.pasts.values():
-        ends = [end for span in past.spans for end in span]
-        assert ends == sorted(ends)
-        for span in past.spans:
-            assert any(life.begin <= span.begin and span.end <= life.end for life in history.lives)
-    at = [history.at_work(event["time"]) for event in events]
-    assert at == sorted(at)
-    assert all(0.0 <= seconds <= history.seconds + 1e-3 for seconds in at)
-
-
-def test_bars_end_where_a_process_did_and_a_driver_that_was_killed():
-    def at(time, event, **what):
-        return {"time": time, "event": event, **what}
-
-    events = [
-        at(10, "up"), at(11, "started", learner="ann"), at(15, "lost", learner="ann"),
-        at(16, "started", learner="ann"), at(18, "lost", memory="rooms"), at(19, "recovered", memory="rooms"),
-        at(100, "up"), at(102, "started", learner="ann"), at(110, "finished", learner="ann"), at(111, "down"),
-    ]  # fmt: skip
-    history = read_history(events, ["rooms"])
-    assert history.lives == [(10, 19), (100, 111)]
-    assert history.seconds == 20.0
-    ann, rooms = history.pasts[Who("learner", "ann")], history.pasts[Who("memory", "rooms")]
-    assert ann.spans == [(11, 15), (16, 19), (102, 110)]
-    assert ann.restarts == 1
-    assert rooms.spans == [(10, 18), (19, 19), (100, 111)]
-    assert history.at_work(102) == 11.0
-    running = read_history(events[:3], ["rooms"], now=40.0)
-    assert running.lives == [(10, 40)]
-    assert running.pasts[Who("memory", "rooms")].spans == [(10, 40)]
-    assert math.isinf(read_history([], ["rooms"]).seconds) is False
