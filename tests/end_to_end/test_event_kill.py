@@ -77,8 +77,12 @@ def command(source, directory, events, *more, model="hawkes"):
     return ["ingest", source, *(f"--{name}={value}" for name, value in flags.items()), *more]
 
 
-def kill_and_go_on(arguments, directory, kills, seconds, seed=1):
-    """Kill a command `kills` times, and start it again. Half of the kills wait for a checkpoint first."""
+def kill_and_go_on(arguments, directory, events, kills, seconds, seed=1):
+    """Kill a command `kills` times, and start it again. Half of the kills wait for a checkpoint first.
+
+    Each comes at random within its part of the run: of `seconds`, what the run took undisturbed, and of its
+    events, for a machine that has become faster would be at the end before.
+    """
     draw, output, made = random.Random(seed), directory.with_suffix(".log"), 0
     while made < kills:
         process = start(arguments, output)
@@ -86,7 +90,10 @@ def kill_and_go_on(arguments, directory, kills, seconds, seed=1):
             before = newest(directory)
             while process.exitcode is None and newest(directory) == before:
                 time.sleep(0.002)
-        process.join(draw.uniform(0.0, 0.8 * seconds / kills) / (10.0 if made % 2 == 0 else 1.0))
+        wait = draw.uniform(0.0, 0.8 * seconds / kills) / (10.0 if made % 2 == 0 else 1.0)
+        until, last = time.monotonic() + wait, int(0.8 * events * (made + 1) / kills)
+        while time.monotonic() < until and newest(directory) < f"step-{last:012d}":
+            process.join(0.005)
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL, output.read_text()[-2_000:]
@@ -147,7 +154,7 @@ def check(source, events, directory, size, broker=None, flags=(), never=None, mo
         pausing.start()
     try:
         killed = command(source, directory / "killed", events, *flags, model=model)
-        resumed = kill_and_go_on(killed, directory / "killed", kills, seconds)
+        resumed = kill_and_go_on(killed, directory / "killed", events, kills, seconds)
     finally:
         done.set()
         if broker is not None:

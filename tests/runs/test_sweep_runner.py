@@ -43,7 +43,7 @@ def test_what_another_time_may_work_is_told_from_what_will_not(tmp_path):
     assert "is in use by process" in busy.error
     assert not busy.is_final
     wrong = Runner().run("a", cartpole(tmp_path / "a", seed=3), None)
-    assert "another seed" in wrong.error
+    assert "was made with seed 0, not 3" in wrong.error
     assert wrong.is_final
 
 
