@@ -272,23 +272,21 @@ class StreamSettings:
             )  # fmt: skip
         return NoMemory()
 
-    def rule_for(
-        self,
-        network: FlatNetwork,
-        overshoot_margin: float,
-        intended_change: float,
-        *,
-        is_policy: bool = False,
-    ) -> Rule:
-        """Make the chosen step-size rule for one network."""
+    def rule_for(self, network: FlatNetwork, *, is_policy: bool = False) -> Rule:
+        """Make the chosen step-size rule for one network; a policy may have values of its own."""
+
+        def value(name: str) -> float:
+            own = getattr(self, f"policy_{name}", None) if is_policy else None
+            return float(getattr(self, name) if own is None else own)
+
         trace = torch.zeros_like(network.parameters)
         match self.step_size_rule:
             case "obgd":
-                return ObGD(trace, self.step_size, overshoot_margin)
+                return ObGD(trace, value("step_size"), value("overshoot_margin"))
             case "adaptive-obgd":
-                return AdaptiveObGD(trace, self.step_size, overshoot_margin)
+                return AdaptiveObGD(trace, value("step_size"), value("overshoot_margin"))
             case "intentional":
-                return Intentional(trace, intended_change, normalize_td_error=is_policy)
+                return Intentional(trace, value("intended_change"), normalize_td_error=is_policy)
         assert_never(self.step_size_rule)
 
 

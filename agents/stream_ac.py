@@ -82,10 +82,8 @@ class StreamAC:
         self.policy = policy_for(action_space)
         self.critic = FlatNetwork(build(1), c.torch_dtype)
         self.actor = FlatNetwork(build(self.policy.outputs), c.torch_dtype)
-        self.critic_rule = c.rule_for(self.critic, c.overshoot_margin, c.intended_change)
-        self.actor_rule = c.rule_for(
-            self.actor, c.policy_overshoot_margin, c.policy_intended_change, is_policy=True
-        )
+        self.critic_rule = c.rule_for(self.critic)
+        self.actor_rule = c.rule_for(self.actor, is_policy=True)
         self.samples = TransitionNormalizer(shape, c.discount, c.torch_dtype, passthrough=int(c.time_feature))
         self.generator = CounterGenerator(seed)
         self.native = native_step(

@@ -67,7 +67,7 @@ class StreamQ:
         self.memory = c.memory_for(shape, network, seed)
         build = network or published_network(shape, c.hidden_size, seed, self.memory)
         self.network = FlatNetwork(build(self.actions), c.torch_dtype)
-        self.rule = c.rule_for(self.network, c.overshoot_margin, c.intended_change)
+        self.rule = c.rule_for(self.network)
         self.samples = TransitionNormalizer(shape, c.discount, c.torch_dtype, passthrough=int(c.time_feature))
         self.generator = CounterGenerator(seed)
         self.native = native_step(

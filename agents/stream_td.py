@@ -59,7 +59,7 @@ class StreamTD:
         self.memory = c.memory_for(shape, network, seed)
         build = network or published_network(shape, c.hidden_size, seed, self.memory)
         self.network = FlatNetwork(build(1), c.torch_dtype)
-        self.rule = c.rule_for(self.network, c.overshoot_margin, c.intended_change)
+        self.rule = c.rule_for(self.network)
         self.samples = TransitionNormalizer(shape, c.discount, c.torch_dtype, passthrough=int(c.time_feature))
         self.native = native_step(
             backend,

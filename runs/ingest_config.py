@@ -90,6 +90,8 @@ class IngestConfig(Generic[Settings]):
             raise UsageError("a source is named twice; its events would be learned twice.")
         if sum(source.startswith("synthetic:") for source in self.sources) > 1:
             raise UsageError("one synthetic source is enough; two would give their partition the same name.")
+        if self.follow and not any(source.startswith("file:") for source in self.sources):
+            raise UsageError("--follow waits at the end of a file, and there is none; leave it out.")
         lowest = {
             "events": 1, "buffer": 1, "max_dead_letters": 0, "keep_checkpoints": 1, "interval": 1,
             "lateness": 0.0, "idle_seconds": 0.0, "checkpoint_seconds": 0.01, "time_unit": 1e-9,

@@ -21,7 +21,14 @@ from streamwise.streams.synthetic import SyntheticSource
 
 __all__ = ["SCHEMES", "Unread", "divided", "open_dead_letters", "open_source", "resolved_url"]
 
-SCHEMES = ("file", "kafka", "redis", "rediss", "stdin", "synthetic")
+SCHEMES = {  # and what is written after each
+    "file": "PATH",
+    "kafka": "//BROKER/TOPIC",
+    "redis": "//HOST:PORT/STREAM",
+    "rediss": "//HOST:PORT/STREAM",
+    "stdin": "",
+    "synthetic": "hawkes",
+}
 _QUERY = re.compile(r"\?(?=[A-Za-z_]+=)")  # a question mark in a glob is followed by something else
 
 
@@ -240,8 +247,7 @@ def _parts(url: str) -> tuple[str, str, dict[str, str]]:
             raise UsageError(f"{url} is no URL; write file:{url}.")
         hint = meant(scheme, SCHEMES) if colon else ""
         raise UsageError(
-            f"{url} is no source of events.{hint} Write file:PATH, kafka://BROKER/TOPIC, "
-            "redis://HOST:PORT/STREAM, stdin: or synthetic:hawkes."
+            f"{url} is no source of events.{hint} Write {', '.join(map(':'.join, SCHEMES.items()))}."
         )
     pieces = _QUERY.split(rest, maxsplit=1)
     query: dict[str, str] = {}

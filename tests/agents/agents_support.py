@@ -6,7 +6,7 @@ import copy
 import math
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from gymnasium import spaces
 from hypothesis import settings
 from torch import nn
 
-from streamwise.agents import AGENTS
+from streamwise.agents import AGENTS, StepSizeRule
 from streamwise.agents.statistics import RewardScaler, TransitionNormalizer
 from streamwise.kernels import native_info
 from streamwise.streams import Transition
@@ -24,8 +24,8 @@ OBSERVATIONS = spaces.Box(-np.inf, np.inf, (FEATURES,), np.float64)
 HIDDEN = 11
 BOX_ACTIONS = spaces.Box(-1.0, 1.0, (2,), np.float32)
 DISCRETE_ACTIONS = spaces.Discrete(3)
-RULES = ("obgd", "adaptive-obgd", "intentional")
-RULES_ON_TORCH: tuple[str, ...] = ()  # those of them that the engine has no kernel for
+RULES = get_args(StepSizeRule)
+NATIVE_RULES = ("obgd", "adaptive-obgd", "intentional")  # those of them that the engine has a kernel for
 
 # Under AddressSanitizer every access is looked at, and each takes longer: fewer samples of every shape do.
 SANITIZED = "libasan" in os.environ.get("LD_PRELOAD", "")
@@ -64,7 +64,7 @@ class Case:
         memory = {} if network is not None else MEMORIES[self.memory]
         config = agent.Config(**{"hidden_size": HIDDEN, **memory, **changes})
         # A network or rule of one's own may have no native kernel; "auto" is what a user would say then.
-        has_kernel = network is None and changes.get("step_size_rule") not in RULES_ON_TORCH
+        has_kernel = network is None and changes.get("step_size_rule", "intentional") in NATIVE_RULES
         backend = self.backend if has_kernel else {"native": "auto"}.get(self.backend, self.backend)
         return agent(OBSERVATIONS, self.actions, config, seed=seed, network=network, backend=backend)
 

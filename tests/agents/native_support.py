@@ -12,7 +12,6 @@ from streamwise.kernels import native_info
 from streamwise.kernels.stream_step import INSTRUCTION_SETS, make_stream_step
 from streamwise.streams import Transition
 
-NATIVE_RULES = ("obgd", "adaptive-obgd", "intentional")
 VECTOR = spaces.Box(-np.inf, np.inf, (17,), np.float64)
 GRID = spaces.Box(0.0, 1.0, (10, 10, 4), np.float32)
 FRAMES = spaces.Box(0, 255, (4, 84, 84), np.uint8)

@@ -98,13 +98,13 @@ def change(
 ) -> np.ndarray:
     """Returns the change of the weights by the rule of this name, with a learner's settings."""
     margin = config.policy_overshoot_margin if is_policy else config.overshoot_margin
-    intended = config.policy_intended_change if is_policy else config.intended_change
     match rule:
         case "obgd":
             return obgd(past, gradient, td_error, config.step_size, margin)
         case "adaptive-obgd":
             return adaptive_obgd(past, gradient, td_error, config.step_size, margin)
         case "intentional":
+            intended = config.policy_intended_change if is_policy else config.intended_change
             return intentional(past, gradient, td_error, intended, is_policy)
     raise AssertionError(f"the rule {rule!r} has no formula in spec_reference.py")
 

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from agents_support import MEMORIES, SANITIZED
+from agents_support import MEMORIES, NATIVE_RULES, SANITIZED
 from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +18,6 @@ from native_support import (
     FRAMES,
     GRID,
     LEARNERS,
-    NATIVE_RULES,
     TOLERANCE,
     VECTOR,
     assert_same_state,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from agents_support import SANITIZED, bits
+from agents_support import NATIVE_RULES, SANITIZED, bits
 from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +14,6 @@ from native_support import (
     DISCRETE,
     FIRST_TOLERANCE,
     LEARNERS,
-    NATIVE_RULES,
     TOLERANCE,
     VECTOR,
     assert_same_state,

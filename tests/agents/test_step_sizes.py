@@ -223,7 +223,7 @@ def test_an_intentional_policy_changes_the_objective_by_eta_when_the_td_error_is
 @pytest.mark.parametrize("rule", RULES)
 def test_a_td_error_of_zero_moves_nothing(rule):
     network = FlatNetwork(nn.Linear(3, 1), torch.float64)
-    chosen = StreamSettings(step_size_rule=rule).rule_for(network, 2.0, 0.5)
+    chosen = StreamSettings(step_size_rule=rule).rule_for(network)
     before = network.parameters.clone()
     chosen.update(network.parameters, torch.ones(4, dtype=torch.float64), 0.0, 0.8)
     assert torch.equal(network.parameters, before)
@@ -234,7 +234,7 @@ def test_a_td_error_of_zero_moves_nothing(rule):
 def test_a_gradient_of_zero_is_no_accident(rule):
     """A dead network must not turn 0 / 0 into NaN."""
     network = FlatNetwork(nn.Linear(3, 1), torch.float32)
-    chosen = StreamSettings(step_size_rule=rule).rule_for(network, 2.0, 0.5)
+    chosen = StreamSettings(step_size_rule=rule).rule_for(network)
     before = network.parameters.clone()
     step = chosen.update(network.parameters, torch.zeros(4), 1.0, 0.8)
     assert np.isfinite(step)
@@ -246,4 +246,4 @@ def test_the_choice_of_rule_is_the_rule_that_is_made(rule):
     network = FlatNetwork(nn.Linear(3, 1), torch.float32)
     kinds = {"obgd": ObGD, "adaptive-obgd": AdaptiveObGD, "intentional": Intentional}
     assert rule in kinds, "a new rule has its class here, too"
-    assert type(StreamSettings(step_size_rule=rule).rule_for(network, 2.0, 0.5)) is kinds[rule]
+    assert type(StreamSettings(step_size_rule=rule).rule_for(network)) is kinds[rule]

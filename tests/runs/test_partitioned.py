@@ -378,6 +378,9 @@ def test_wrong_commands_are_told_in_a_line(tmp_path, capsys):
     assert "--workers" in fails(capsys, "ingest", one, two, "--address=auto", out)
     assert "use 1 or more" in fails(capsys, "ingest", one, two, "--workers=0", out)
     assert "no Ray cluster" in fails(capsys, "ingest", one, two, "--workers=2", "--address=127.0.0.1:1", out)
+    assert "--follow waits at the end of a file" in fails(
+        capsys, "ingest", "synthetic:hawkes", "--follow", out
+    )
     nothing = f"file:{tmp_path}/*.jsonl"
     assert "no file matches" in fails(capsys, "ingest", nothing, "--workers=2", out)
     glob = f"file:{tmp_path}/log?.csv"

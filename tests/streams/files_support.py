@@ -63,6 +63,7 @@ def read(source, limit=1000):
     """Poll until nothing comes; return the events, the refusals and where each batch ended."""
     events, refused, ends = [], [], []
     while polled := source.poll(limit, 0.0, NOBODY):
+        assert len(ends) < 100_000, "the source repeats itself"
         (records,) = polled
         assert records.partition == source.partitions[0]
         assert 0 < len(records.values) == len(records.positions) <= limit

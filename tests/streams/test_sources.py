@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from brokers import kafka_broker, mock_kafka
@@ -11,7 +12,7 @@ from streamwise.streams import UsageError
 from streamwise.streams.event_stream import EventStream
 from streamwise.streams.files import FileSource
 from streamwise.streams.pipes import StdinSource
-from streamwise.streams.sources import divided, open_dead_letters, open_source, resolved_url
+from streamwise.streams.sources import SCHEMES, divided, open_dead_letters, open_source, resolved_url
 from streamwise.streams.synthetic import SyntheticSource
 
 LOG = b"ts;who;did\n7;ann;view\n8;bob;buy\n"
@@ -87,6 +88,21 @@ def test_a_path_is_offered_as_a_url(tmp_path, monkeypatch):
     (tmp_path / "events.csv").write_bytes(LOG)
     with pytest.raises(UsageError, match=r"write file:events\.csv"):
         open_source("events.csv")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_scheme_is_told_of_where_users_look(scheme):
+    root = Path(__file__).parents[2]
+    with pytest.raises(UsageError) as error:
+        open_source("nonsense")
+    texts = {
+        "the error for a wrong URL": str(error.value),
+        "docs/events.md": (root / "docs/events.md").read_text(encoding="utf-8"),
+        "README.md": (root / "README.md").read_text(encoding="utf-8"),
+        "the help of ingest": (root / "runs/ingest_config.py").read_text(encoding="utf-8"),
+    }
+    named = scheme.removesuffix("s") if scheme == "rediss" else scheme  # the same source, by TLS
+    assert [where for where, text in texts.items() if f"{named}:" not in text] == []
 
 
 def test_a_url_means_the_same_from_any_folder(tmp_path, monkeypatch):
