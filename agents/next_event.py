@@ -152,13 +152,7 @@ def thin(
     A history of which an intensity rose above its bound starts again with twice the bound, in all its draws.
     A draw that runs out of proposals goes on from the last.
     """
-    ends = torch.cat([torch.zeros(1), _geometric(longest, cells)]).double()
-    looked_at = torch.cat([ends, 0.5 * (ends[1:] + ends[:-1])])[None].expand(histories, -1)
-    found = rates(looked_at).double().sum(2)
-    of_cells = torch.stack([found[:, :cells], found[:, 1 : cells + 1], found[:, cells + 1 :]]).amax(0)
-    bound = _SAFETY * of_cells.clamp(min=1e-300)  # [histories, cells]
-    until = torch.cat([torch.zeros(histories, 1), (bound * ends.diff()).cumsum(1)], 1)
-
+    ends, bound, until = _bound(rates, longest, histories, cells)
     factor = torch.ones(histories, 1, dtype=torch.float64)  # of the bound
     passed = torch.zeros(histories, draws, dtype=torch.float64)  # of the cumulative bound
     waits = torch.full((histories, draws), longest, dtype=torch.float64)
@@ -202,6 +196,20 @@ def thin(
         open_ = (open_ & ~done & ~censored) | broken
         waits, types = torch.where(broken, longest, waits), torch.where(broken, -1, types)
     return Draws(waits, types, types < 0, violations)
+
+
+def _bound(rates: Rates, longest: float, histories: int, cells: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Bound the intensity from looks at both ends of each cell and at its middle.
+
+    Returns the ends of the cells [cells + 1], the bounds [histories, cells], and their integrals to each end
+    [histories, cells + 1].
+    """
+    ends = torch.cat([torch.zeros(1), _geometric(longest, cells)]).double()
+    looked_at = torch.cat([ends, 0.5 * (ends[1:] + ends[:-1])])[None].expand(histories, -1)
+    found = rates(looked_at).double().sum(2)
+    of_cells = torch.stack([found[:, :cells], found[:, 1 : cells + 1], found[:, cells + 1 :]]).amax(0)
+    bound = _SAFETY * of_cells.clamp(min=1e-300)
+    return ends, bound, torch.cat([torch.zeros(histories, 1), (bound * ends.diff()).cumsum(1)], 1)
 
 
 def _geometric(longest: float, cells: int) -> Tensor:
