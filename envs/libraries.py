@@ -50,7 +50,7 @@ def load_dm_control() -> None:
     chosen_here = "MUJOCO_GL" not in os.environ
     os.environ.setdefault("MUJOCO_GL", "disabled")
     try:
-        with without_precision_warnings():
+        with without_precision_warnings(), _renderer_explained():
             importlib.import_module("shimmy")
     finally:
         if chosen_here:  # DM Control has read it; if it stayed, Gymnasium could not draw either
@@ -97,12 +97,30 @@ def prepare_rendering(*, by_dm_control: bool) -> None:
             )
 
 
+@contextlib.contextmanager
+def _renderer_explained() -> Iterator[None]:
+    """Raise UsageError for a MUJOCO_GL that MuJoCo cannot be imported with: it fails in many ways."""
+    try:
+        yield
+    except ModuleNotFoundError:
+        raise
+    except (AttributeError, ImportError, OSError, RuntimeError) as error:
+        chosen = os.environ.get("MUJOCO_GL")
+        if chosen is None:
+            raise
+        raise UsageError(
+            f"MuJoCo cannot be loaded with MUJOCO_GL={chosen} ({one_line(error)}); unset it, or set it to "
+            "egl, glfw, osmesa (with the system package libosmesa6), or disabled."
+        ) from error
+
+
 def report_mujoco_warnings_by_logging() -> None:
     """Send MuJoCo's warnings to logging, not to standard error and a MUJOCO_LOG.TXT in the working folder.
 
     A callback that the user has set stays; DM Control's own, set when it is imported, does not.
     """
-    import mujoco
+    with _renderer_explained():
+        import mujoco
 
     present = mujoco.get_mju_user_warning()
     core = sys.modules.get("dm_control.mujoco.wrapper.core")

@@ -181,7 +181,7 @@ class Checkpoints:
             except CheckpointError as error:
                 reasons.append(str(error))
                 warnings.warn(f"{error} Trying the checkpoint before it.", stacklevel=2)
-        found = " ".join(reasons) or f"{self.storage.describe('')} holds no checkpoint yet."
+        found = " ".join(reasons) or f"{self.storage.describe('')} holds no checkpoint yet; wait for one."
         raise CheckpointError(f"nothing to go on from: {found}")
 
     def check(self) -> Iterator[tuple[int, int, str | None]]:

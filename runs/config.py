@@ -38,6 +38,11 @@ __all__ = [
 ]
 
 Settings = TypeVar("Settings", bound=StreamSettings)
+_NO_RUNS = (  # what else commands leave, by the file that says so
+    ("sweep.toml", "a sweep, with its runs in runs/", "sweep"),
+    ("system.toml", "a live system, with its runs in learners/", "up"),
+    ("continual.toml", "a comparison of methods", "continual"),
+)
 _PRESETS = Path(__file__).parent / "presets"
 _RECORDED_VERSIONS = (
     "streamwise",
@@ -185,7 +190,10 @@ def save_config(config: Any, directory: Path, **more: str) -> None:
 
 
 def why_no_run(directory: Path) -> str:
-    """Say what is wrong with a directory that has no config.toml, and which runs lie beside it."""
+    """Say what is wrong with a directory that has no config.toml, and which runs lie in it or beside it."""
+    for file, what, command in _NO_RUNS:
+        if (directory / file).is_file():
+            return f"{directory} is no run, but {what}; `streamwise {command} {directory}` goes on with it."
     if directory.exists():
         return f"{directory} is not a run directory: it has no config.toml."
     runs = sorted(path.parent.name for path in directory.parent.glob("*/config.toml"))
@@ -199,9 +207,13 @@ def load_config(directory: Path) -> RunConfig[Any]:
     if not path.is_file():
         raise UsageError(why_no_run(directory))
     table = read_toml(path)
-    if table.get("kind") == "ingest":
+    if (kind := table.get("kind")) == "ingest":
         raise UsageError(
             f"{directory} is a run of `streamwise ingest`, which learns events; this is for agents."
+        )
+    if kind is not None:
+        raise UsageError(
+            f"{directory} is of `streamwise {kind}`, and no run of an agent; what made it goes on with it."
         )
     table.pop("versions", None)
     settings = _settings(table.pop("settings", {}), table.get("agent", "stream-ac"), path)

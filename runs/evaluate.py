@@ -46,12 +46,14 @@ def evaluate(
     video: Path | None = None,
     environment: str | None = None,
     on_episode: Callable[[int, float], None] = lambda episode, episode_return: None,
+    on_frame: Callable[[int], None] = lambda frame: None,
 ) -> Evaluation:
     """Play `episodes` episodes with the newest checkpoint of a run, learning nothing.
 
     explore: act as in training (sampled, or epsilon-greedy) instead of greedily. video: the first episode is
     written there as MP4. environment: another than the run's, with the same observations and actions, such as
-    a longer version of it. The result in the run's own is also written to `evaluation.json` in its directory.
+    a longer version of it. on_frame: is told how many frames are filmed. The result in the run's own is also
+    written to `evaluation.json` in its directory.
     Raises UsageError for a run that has no policy, a missing checkpoint, an environment that does not fit, or
     a video that cannot be made.
     """
@@ -77,7 +79,7 @@ def evaluate(
     returns, lengths = [], []
     try:
         for episode in range(episodes):
-            film = Film(video, played) if video is not None and episode == 0 else None
+            film = Film(video, played, on_frame) if video is not None and episode == 0 else None
             episode_return, length = _play(agent, played, explore, film)
             returns.append(episode_return)
             lengths.append(length)
@@ -133,7 +135,7 @@ def _play(agent: Any, environment: Any, explore: bool, film: Film | None) -> tup
 class Film:
     """An MP4 of what an environment renders, one frame a step."""
 
-    def __init__(self, path: Path, environment: Any) -> None:
+    def __init__(self, path: Path, environment: Any, on_frame: Callable[[int], None]) -> None:
         try:
             import imageio.v2 as imageio
             import imageio_ffmpeg  # noqa: F401  # the writer that imageio uses for MP4
@@ -141,6 +143,7 @@ class Film:
             raise UsageError('--video needs a writer: pip install "streamwise[video]".') from None
         self.path = path
         self.environment = environment
+        self._on_frame, self._frames = on_frame, 0
         path.parent.mkdir(parents=True, exist_ok=True)
         frames_per_second = environment.metadata.get("render_fps") or 30
         self._writer = imageio.get_writer(path, fps=frames_per_second, macro_block_size=2)
@@ -159,6 +162,8 @@ class Film:
                 "needs MUJOCO_GL=egl (a GPU) or MUJOCO_GL=osmesa (the system package libosmesa6)."
             ) from None
         self._writer.append_data(np.asarray(frame))
+        self._frames += 1
+        self._on_frame(self._frames)
 
     def __enter__(self) -> Film:
         return self

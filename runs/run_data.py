@@ -50,11 +50,16 @@ class Run:
     details: list[str] = field(default_factory=list)  # what tells it from other runs of its agent
 
     @property
+    def is_series(self) -> bool:
+        """Whether it predicts a time series."""
+        return is_series(str(self.config["environment"]))
+
+    @property
     def environment(self) -> str:
         """As the page calls it: a series by its column and file."""
         name = str(self.config["environment"])
         file = Path(path_of(name)).name
-        return f"{self.config.get('target')} of {file}" if is_series(name) else name
+        return f"{self.config.get('target')} of {file}" if self.is_series else name
 
     @property
     def label(self) -> str:

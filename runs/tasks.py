@@ -355,7 +355,8 @@ def load_tasks(directory: Path) -> TasksConfig:
 def _check_same(config: TasksConfig, directory: Path) -> None:
     """Raise UsageError unless the directory is free, or of the same comparison."""
     if not is_tasks(directory):
-        if directory.exists() and any(path.name != ".lock" for path in directory.iterdir()):
+        left = {".lock", "dead_letters.jsonl"}  # by a start that was refused
+        if directory.exists() and any(path.name not in left for path in directory.iterdir()):
             raise UsageError(f"{directory} already exists and holds no result of tasks; give another --out.")
         return
     there = dataclasses.asdict(load_tasks(directory))

@@ -104,5 +104,6 @@ def no_column(name: str, columns: Sequence[str], where: str) -> UsageError:
     more = f", and {len(columns) - _NAMES} more" if len(columns) > _NAMES else ""
     return UsageError(
         f"{where}: there is no column {name!r}.{meant(name, columns)} "
-        f"The columns are: {', '.join(columns[:_NAMES])}{more}."
+        f"The columns are: {', '.join(columns[:_NAMES])}{more}. "
+        "Say which is which: 'file:PATH?time=COLUMN&type=COLUMN&key=COLUMN'."
     )

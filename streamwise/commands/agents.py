@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,13 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from streamwise.commands.parsing import parse, peek, without_validation
-from streamwise.runs.texts import return_text
+from streamwise.runs.texts import counted, return_text
 
 if TYPE_CHECKING:
     from streamwise.runs.config import RunConfig
+    from streamwise.runs.run_data import Run
     from streamwise.runs.train import RunResult
 
 __all__ = ["evaluate_command", "finish_run", "train_command"]
+
+_SAY_EVERY_SECONDS = 10.0
 
 
 _TRAIN_HELP = """
@@ -96,6 +100,14 @@ def evaluate_command(argv: list[str]) -> int:
     def on_episode(episode: int, episode_return: float) -> None:
         print(f"episode {episode}: return {return_text(episode_return)}", file=sys.stderr)
 
+    said_at = time.monotonic()
+
+    def on_frame(frame: int) -> None:
+        nonlocal said_at
+        if time.monotonic() - said_at >= _SAY_EVERY_SECONDS:  # without a GPU a film takes minutes
+            said_at = time.monotonic()
+            print(f"filming: {frame:,} frames", file=sys.stderr)
+
     result = evaluate(
         arguments.run,
         episodes=arguments.episodes,
@@ -104,6 +116,7 @@ def evaluate_command(argv: list[str]) -> int:
         video=arguments.video,
         environment=arguments.env,
         on_episode=on_episode,
+        on_frame=on_frame,
     )
     interval = ""
     if result.interval is not None:
@@ -119,16 +132,28 @@ def evaluate_command(argv: list[str]) -> int:
     return 0
 
 
+def _worth(run: Run, result: RunResult) -> str:
+    """Say what a run came to."""
+    if result.mean_return is not None:
+        from streamwise.runs.run_data import EPISODES
+
+        latest = counted(min(EPISODES, len(run.returns)), "episode")
+        return f"mean return {return_text(result.mean_return)} (last {latest})"
+    if run.is_series:
+        is_over = result.signal is None and result.step < run.planned_steps
+        end = "the end of the file" if is_over else ""
+        return ", ".join(filter(None, [end, run.score_text])) or "no score yet"
+    return "no episode has ended yet"
+
+
 def finish_run(result: RunResult) -> int:
     """Write the report and say where things are."""
     from streamwise.runs.report import write_report
     from streamwise.runs.run_data import read_groups
 
     files = write_report([result.directory])
-    score = read_groups([result.directory])[0].runs[0].score_text
-    if result.mean_return is not None:
-        score = f"mean return {return_text(result.mean_return)} (last 20 episodes)"
-    print(f"{'stopped' if result.signal else 'done'} at step {result.step:,}{score and f', {score}'}")
+    run = read_groups([result.directory])[0].runs[0]
+    print(f"{'stopped' if result.signal else 'done'} at step {result.step:,}, {_worth(run, result)}")
     print(f"run:    {result.directory}\nreport: {files.html}\nplot:   {files.png}")
     if result.signal is not None:
         print(f"go on:  streamwise resume {result.directory}")

@@ -79,6 +79,10 @@ def _finish_ingest(result: IngestResult, time_unit: float) -> int:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(result.dead_letters.items()))
         print(f"refused: {sum(result.dead_letters.values()):,} records ({reasons})")
         print(f"         {result.directory / 'dead_letters.jsonl'}")
+    if result.dead_letters.get("late", 0) > result.events:
+        print("most came late: sort the file by time, or say by --lateness how many seconds late they may be")
+    if not result.events and not result.dead_letters and result.signal is None:
+        print("nothing came: the sources hold no events")
     print(f"run:    {result.directory}")
     from streamwise.runs.event_report import write_event_report
     from streamwise.streams import UsageError
@@ -134,7 +138,8 @@ def predict_command(argv: list[str]) -> int:
         return 0
     p = prediction
     about = (
-        f"{p.events:,} events, the last {seconds_text(p.now - p.last_time)} ago ({_printable(p.last_type)})"
+        f"{p.events:,} events; the last, of type {_printable(p.last_type)}, "
+        f"{seconds_text(p.now - p.last_time)} before"
     )
     print(f"key {_printable(p.key)}: {about}")
     if p.mean_wait is None:

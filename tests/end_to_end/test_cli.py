@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import get_args
 
 import pytest
@@ -108,6 +111,38 @@ def test_a_wrong_command_is_answered_in_one_line_with_exit_code_2(
     assert errors.count("\n") == 1
     assert errors.startswith("streamwise")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("environment", ["HalfCheetah-v5", "dm_control/walker-walk-v0"])
+def test_a_renderer_that_is_not_there_is_told_in_one_line(tmp_path, environment):
+    command = [
+        sys.executable,
+        "-m",
+        "streamwise",
+        "train",
+        environment,
+        "--steps",
+        "5",
+        "--out",
+        tmp_path / "run",
+    ]
+    told = subprocess.run(
+        command,
+        env={**os.environ, "MUJOCO_GL": "elg"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert told.returncode == 2
+    assert "MUJOCO_GL=elg" in told.stderr
+    assert told.stderr.count("\n") == 1
+
+
+def test_what_is_no_run_is_told_with_what_goes_on_with_it(streamwise, tmp_path):
+    (tmp_path / "sweep.toml").write_text("")
+    code, _, errors = streamwise("resume", tmp_path)
+    assert (code, f"`streamwise sweep {tmp_path}` goes on with it" in errors) == (2, True)
 
 
 def test_sweep_lists_its_runs(streamwise):

@@ -250,6 +250,9 @@ def test_the_same_command_does_what_is_missing_and_another_is_refused(tmp_path, 
         run_tasks(given)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").touch()
+    (tmp_path / "refused").mkdir()
+    (tmp_path / "refused" / "dead_letters.jsonl").touch()  # what a start leaves that was refused
+    assert run_tasks(dataclasses.replace(given, out=tmp_path / "refused")).failed == {}
     with pytest.raises(UsageError, match="holds no result of tasks"):
         run_tasks(dataclasses.replace(given, out=tmp_path / "mine"))
     with pytest.raises(UsageError, match="holds no result of `streamwise tasks`"):
