@@ -47,6 +47,7 @@ from streamwise.streams.series import is_series
 __all__ = [
     "SweepOptions",
     "SweepResult",
+    "check_environments",
     "run_sweep",
 ]
 
@@ -112,9 +113,7 @@ def run_sweep(spec: SweepSpec, options: SweepOptions, console: Console | None = 
     Raises UsageError for what the user can mend: a directory of another sweep or in use by another process,
     an environment that nobody knows, resources that no node has. Raises RayStoppedError if Ray does.
     """
-    for environment in {run.config.environment for run in spec.runs}:
-        if not is_series(environment):
-            family_of(environment)
+    check_environments(spec)
     if options.address and ":" in options.address and "://" not in options.address:
         reach(options.address)  # Ray itself tries for minutes
     out = options.out.absolute()
@@ -138,6 +137,13 @@ def run_sweep(spec: SweepSpec, options: SweepOptions, console: Console | None = 
                 raise RayStoppedError(
                     f"Ray has stopped ({reason}); go on with `streamwise sweep {options.out}`."
                 ) from None
+
+
+def check_environments(spec: SweepSpec) -> None:
+    """Raise UsageError for an environment that nobody knows."""
+    for environment in {run.config.environment for run in spec.runs}:
+        if not is_series(environment):
+            family_of(environment)
 
 
 def _check_directory(spec: SweepSpec, out: Path) -> None:
@@ -175,6 +181,7 @@ class _Driver:
         self.finished = len(done)
         self.waiting = [Job(run, self._placed(run)) for run in spec.runs if run.name not in done]
         self.display = SweepDisplay(spec.name, spec.runs, done, console)
+        self.longer = sum(planned > run.config.steps for run in spec.runs if (planned := done.get(run.name)))
         self.stop = StopRequest()
         self.had_room = False
         self._asked_at = self._counted_at = -float("inf")
@@ -185,6 +192,10 @@ class _Driver:
         event = "sweep resumed" if resumed else "sweep started"
         self.journal.add(event, runs=len(self.spec.runs), storage=self.options.storage)
         with self.display, self.stop.on_signals():
+            if self.longer:
+                self.display.note(
+                    f"{self.longer} finished with more steps than are asked for now, and stay as they are"
+                )
             while self.waiting or any(slot.job for slot in self.slots):
                 if self.stop.signal is not None:
                     self._stop_all()
@@ -202,11 +213,14 @@ class _Driver:
 
     # ---- what there is to do ----
 
-    def _finished_before(self) -> set[str]:
-        """Return the runs whose end is in the journal, at the length that is asked for, and still there."""
+    def _finished_before(self) -> dict[str, int]:
+        """Return the runs whose end is in the journal, at the length that is asked for, and still there.
+
+        And the steps that they were planned for when they ended.
+        """
         steps = {run.name: run.config.steps for run in self.spec.runs}
         return {
-            event["run"]
+            event["run"]: event["planned"]
             for event in read_events(self.journal.path)
             if event["event"] == "finished"
             and event["run"] in steps

@@ -132,6 +132,10 @@ class SweepDisplay(TableDisplay):
         """All runs are to end."""
         self._print(f"{self.name}: stopping; {running} runs write their checkpoints (Ctrl-C: at once)")
 
+    def note(self, text: str) -> None:
+        """Say something about the sweep."""
+        self._print(f"{self.name}: {text}")
+
     def _forget(self, job: Job) -> None:
         self._left.pop(job.run.name, None)
         self._rates.pop(job.run.name, None)

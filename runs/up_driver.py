@@ -319,3 +319,5 @@ class Driver:
         calls = [shared.actor.close.remote() for shared in self.memories]
         if calls:
             self.ray.wait(calls, num_returns=len(calls), timeout=_STOP_WITHIN_SECONDS)
+        for shared in self.memories:
+            shared.state = "closed" if shared.state == "up" else shared.state

@@ -152,6 +152,7 @@ def predict_command(argv: list[str]) -> int:
     if p.probability is not None and p.horizon is not None:
         print(f"within {seconds_text(p.horizon)}: {100 * p.probability:.1f}%")
     ranked = sorted(p.types.items(), key=lambda item: -item[1])
+    print("of which type:")
     for name, share in ranked[: arguments.top]:
         print(f"  {100 * share:5.1f}%  {_printable(name)}")
     print(f"as of {time_text(p.now)}, by the checkpoint after {checkpoint.meta['step']:,} events")

@@ -58,6 +58,9 @@ def sweep_command(argv: list[str]) -> int:
     check_least(0, max_failures=arguments.max_failures)
     spec = load_sweep(arguments.spec)
     if arguments.list:
+        from streamwise.runs.sweep import check_environments
+
+        check_environments(spec)
         for run in spec.runs:
             print(f"{run.name}  {run.config.steps:,} steps")
         return 0

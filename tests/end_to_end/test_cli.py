@@ -152,6 +152,12 @@ def test_sweep_lists_its_runs(streamwise):
     assert "HalfCheetah-v5-published-seed4  100,000 steps" in output
 
 
+def test_sweep_lists_no_runs_that_cannot_be(streamwise, tmp_path):
+    (tmp_path / "spec.toml").write_text('environments = ["CartPol-v1"]\nsteps = 5')
+    code, output, errors = streamwise("sweep", tmp_path / "spec.toml", "--list")
+    assert (code, output, "CartPole-v1" in errors) == (2, "", True)
+
+
 def test_runs_and_sweeps_are_drawn_apart(streamwise, finished, tmp_path):
     (tmp_path / "sweep.toml").write_text("")
     code, _, errors = streamwise("report", finished, tmp_path)

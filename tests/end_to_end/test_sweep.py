@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections import Counter
 from pathlib import Path
@@ -147,6 +148,15 @@ def test_a_run_that_cannot_work_is_given_up_and_the_others_finish(tmp_path, monk
     log = (out / "runs" / "breaks-Breaks-v0-q-seed0" / "run.log").read_text()
     assert log.count("RuntimeError: the wheel") == 2
     assert "breaks.py" in log
+
+
+def test_a_sweep_that_is_asked_for_fewer_steps_says_that_it_has_more(tmp_path, left_alone):
+    out = shutil.copytree(left_alone, tmp_path / "sweep")
+    shorter = tmp_path / "shorter.toml"
+    shorter.write_text(SPEC.replace("3_000", "1_000"))
+    output = finish("sweep", str(shorter), "--out", str(out))
+    assert "4 finished with more steps than are asked for now" in output
+    assert_equal(out, left_alone)
 
 
 def test_a_journal_whose_last_line_is_half_written_goes_on(tmp_path):

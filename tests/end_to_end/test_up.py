@@ -186,6 +186,7 @@ def test_whoever_is_killed_the_rest_goes_on_and_nothing_is_lost_or_doubled(spec,
     assert steps == {**ends, "shop/0": EVENTS, "shop/1": EVENTS}
     (memory,) = now["memories"]
     assert memory["chunks"] == sealed + int(bob["memory.counters"][0])
+    assert memory["state"] == "closed"
 
 
 def test_ctrl_c_ends_every_learner_with_a_checkpoint(spec, tmp_path, capsys):
