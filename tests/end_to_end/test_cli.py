@@ -139,6 +139,36 @@ def test_a_renderer_that_is_not_there_is_told_in_one_line(tmp_path, environment)
     assert told.stderr.count("\n") == 1
 
 
+def test_a_run_says_what_it_came_to(streamwise, tmp_path):
+    _, output, _ = streamwise("train", "CartPole-v1", "--steps", "3", "--out", tmp_path / "young")
+    assert "done at step 3, no episode has ended yet\n" in output
+    (tmp_path / "short.csv").write_text("load,hour\n" + "".join(f"{i % 7},{i % 24}\n" for i in range(50)))
+    _, output, _ = streamwise(
+        "train",
+        f"csv:{tmp_path}/short.csv",
+        "--agent",
+        "stream-td",
+        "--target",
+        "load",
+        "--out",
+        tmp_path / "over",
+    )
+    assert "done at step 49, the end of the file" in output
+
+
+@pytest.mark.parametrize(
+    ("rows", "advice"),
+    [
+        ([], "nothing came: the sources hold no events"),
+        ([9, 1, 2, 3, 4], "most came late: sort the file by time"),
+    ],
+)
+def test_a_log_that_brings_little_is_told_why(streamwise, tmp_path, rows, advice):
+    (tmp_path / "log.csv").write_text("time,key,type\n" + "".join(f"{time},ann,view\n" for time in rows))
+    code, output, _ = streamwise("ingest", f"file:{tmp_path}/log.csv", "--out", tmp_path / "run")
+    assert (code, advice in output) == (0, True)
+
+
 def test_what_is_no_run_is_told_with_what_goes_on_with_it(streamwise, tmp_path):
     (tmp_path / "sweep.toml").write_text("")
     code, _, errors = streamwise("resume", tmp_path)
