@@ -72,7 +72,7 @@ class Options:
     """Measure steps per second and print tables."""
 
     only: str = ""
-    """Measure the environments whose name contains this text."""
+    """Measure only the environments whose name contains this text, and none of the other tables."""
     turns: int = 25
     """Turns of each environment; the first two, in which caches and processor warm up, are left out."""
     torch_share: float = 0.1
@@ -379,11 +379,12 @@ def _machine() -> str:
 def main(options: Options) -> None:
     torch.set_num_threads(1)
     tables: list[Callable[[], Table]] = [lambda: speed_table(options)]
-    if options.scaling:
+    others = not options.only
+    if others and options.scaling:
         tables += [lambda: scaling_table("obgd"), lambda: scaling_table("intentional")]
-    if options.saving:
+    if others and options.saving:
         tables.append(lambda: saving_table(options.turns))
-    if options.memory:
+    if others and options.memory:
         tables.append(memory_table)
     for table in tables:
         show(table())

@@ -34,6 +34,7 @@ __all__ = ["COLOURS", "DANCES", "DIRECTIONS", "HOMES", "SHAPES", "Ballet", "Ball
 
 Grid = NDArray[np.int8]
 Observation = dict[str, Any]
+Named = dict[str, NDArray[Any]]
 Step = tuple[Observation, float, bool, bool, dict[str, Any]]
 
 DIRECTIONS = ((-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1))
@@ -169,6 +170,21 @@ def offsets(cells: NDArray[np.int64], agent: NDArray[np.int64]) -> NDArray[np.in
     return (cells - agent[..., None, :] + FARTHEST).astype(np.int8)
 
 
+def named_moves(homes: NDArray[np.int64], dances: NDArray[np.int64], frame: Any, delay: int) -> Named:
+    """Return the parts of an observation that say who dances, where, and how.
+
+    homes, dances [..., n], frame [...] -> places, int8 [..., 8], 1 where a dancer lives; dancer, int64 [...],
+    1 + the index in `HOMES` of the one who made a move, 0 for nobody; move, int64 [...], 1 + its direction.
+    """
+    turn, moves_made = np.divmod(frame, MOVES - 1 + delay)
+    dancing = (turn < homes.shape[-1]) & (moves_made < MOVES)
+    turn, moves_made = np.where(dancing, turn, 0), np.where(dancing, moves_made, 0)
+    home, dance = (np.take_along_axis(of, turn[..., None], -1)[..., 0] for of in (homes, dances))
+    places = (homes[..., None] == np.arange(len(HOMES))).any(-2).astype(np.int8)
+    move = 1 + _MOVES[dance, moves_made]
+    return {"places": places, "dancer": dancing * (1 + home), "move": dancing * move}
+
+
 def egocentric_grid(cells: NDArray[Any], agent: tuple[int, int]) -> Grid:
     """Return what the agent at a cell sees of dancers at cells [n, 2]: int8 [11, 11], the agent at [5, 5].
 
@@ -206,9 +222,9 @@ class BalletRules:
     def __init__(self, dancers: Any, delay: Any, obs: Any, grey: Any, single_shape: Any) -> None:
         self.dancers = whole_number("dancers", dancers, 1, len(HOMES))
         self.delay = whole_number("delay", delay, 1)
-        if obs not in ("pixels", "grid", "cells"):
-            raise UsageError(f'obs is {obs!r}; give "pixels", "grid" or "cells".')
-        self.pixels, self.cells = obs == "pixels", obs == "cells"
+        if obs not in ("pixels", "grid", "cells", "moves"):
+            raise UsageError(f'obs is {obs!r}; give "pixels", "grid", "cells" or "moves".')
+        self.pixels, self.cells, self.moves = obs == "pixels", obs == "cells", obs == "moves"
         self.grey = flag("grey", grey)
         self.single_shape = flag("single_shape", single_shape)
         if not self.pixels and (self.grey or self.single_shape):
@@ -223,6 +239,16 @@ class BalletRules:
             offsets = np.full((self.dancers, 2), 2 * FARTHEST + 1)
             return spaces.Dict(
                 {"cells": spaces.MultiDiscrete(offsets, dtype=np.int8), "instruction": instruction}
+            )
+        if self.moves:
+            return spaces.Dict(
+                {
+                    "agent": spaces.MultiDiscrete([SIZE, SIZE], dtype=np.int8),
+                    "places": spaces.MultiBinary(len(HOMES)),
+                    "dancer": spaces.Discrete(1 + len(HOMES)),
+                    "move": spaces.Discrete(1 + len(DIRECTIONS)),
+                    "instruction": instruction,
+                }
             )
         side, channels = SIZE * PIXELS, 1 if self.grey else 3
         codes = np.full((SIZE, SIZE), DANCER + self.dancers)
@@ -242,15 +268,16 @@ class Ballet(gymnasium.Env[Observation, Any]):
     """The ballet of the module's docstring.
 
     dancers: 1 to 8. delay: frames between two dances, 1 or more; the paper has 16 and 48, with 2, 4 and 8
-    dancers and limits of 320 and 1024 steps. obs: "pixels", or "grid" or "cells" for small networks. grey:
-    one channel, the luminance. single_shape: all dancers are triangles, told apart by colour alone;
+    dancers and limits of 320 and 1024 steps. obs: "pixels", or "grid", "cells" or "moves" for small networks.
+    grey: one channel, the luminance. single_shape: all dancers are triangles, told apart by colour alone;
     everything else is drawn as without it.
 
     Observation: image, float32 [99, 99, 3] in [0, 1], the 11 x 11 cells around the agent, or, for a grid, its
     codes as int8 [11, 11] (see `egocentric_grid`); for obs="cells", there are cells instead, int8
-    [dancers, 2], how far each dancer is below and to the right of the agent, plus 8; instruction, 0 while
-    watching, then 1 + the index in `DANCES`. Action: 0 to 7, a direction; there is no way to stand still but
-    to walk into a wall.
+    [dancers, 2], how far each dancer is below and to the right of the agent, plus 8; for obs="moves", agent,
+    int8 [2], its row and column, and what `named_moves` says: where dancers live, who dances, and how;
+    instruction, 0 while watching, then 1 + the index in `DANCES`. Action: 0 to 7, a direction; there is no
+    way to stand still but to walk into a wall.
 
     A dancer touched terminates the episode; `step_limit` truncates it. info, for oracles and not for agents:
     phase ("dance" or "choice"), frame, choice_frame, target (an index into dancers), dancers (of each: home
@@ -331,6 +358,9 @@ class Ballet(gymnasium.Env[Observation, Any]):
         if self._rules.cells:
             cells = dancer_cells(self._homes, self._dances, self._frame, self._rules.delay)
             return {"cells": offsets(cells, np.array(self._agent)), "instruction": instruction}
+        if self._rules.moves:
+            named = named_moves(self._homes, self._dances, self._frame, self._rules.delay)
+            return {"agent": np.array(self._agent, np.int8), **named, "instruction": instruction}
         grid = self._grid()
         image = paint(grid, self._rules.pictures(self._colours, self._shapes)) if self._rules.pixels else grid
         return {"image": image, "instruction": instruction}

@@ -22,6 +22,7 @@ from streamwise.envs.ballet import (
     BalletRules,
     dancer_cells,
     draw_cast,
+    named_moves,
     offsets,
     paint,
 )
@@ -134,6 +135,9 @@ class BalletVector(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         instruction = asked * (1 + self._dances[np.arange(self.num_envs), self._target])
         if self._rules.cells:
             return {"cells": offsets(cells, self._agent), "instruction": instruction}
+        if self._rules.moves:
+            named = named_moves(self._homes, self._dances, self._frame, self._rules.delay)
+            return {"agent": self._agent.astype(np.int8), **named, "instruction": instruction}
         image: NDArray[Any] = egocentric_grids(cells, self._agent)
         if self._rules.pixels:
             traits = zip(self._colours, self._shapes, image, strict=True)

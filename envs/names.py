@@ -58,7 +58,7 @@ _WRAP_A_GIVEN_ENVIRONMENT = (
     "GymV26Environment-v0",
 )
 
-_WHERE_ALL_ARE = "`python -c 'import streamwise.envs as e; print(e.environment_names())'` lists all."
+_WHERE_ALL_ARE = "`streamwise environments` lists all."
 _OPTIONS_OF_MAKE = ("seed", "render_mode", "time_feature", "episodic_life")
 
 

@@ -69,11 +69,12 @@ class EventDisplay:
             first.append(f"{stream.dead_letters.total:,} refused")
         scores = recorder.row if recorder.row else recorder.scores.scores()
         since = "_window" if recorder.row else ""
+        of = "latest events: " if recorder.row else ""
         second = [
-            f"log-likelihood {scores[f'log_likelihood{since}']:.3f}",
+            f"{of}log-likelihood {scores[f'log_likelihood{since}']:.3f}",
             f"type loss {scores[f'type_log_loss{since}']:.3f}",
             f"type error {100 * scores[f'type_error{since}']:.1f}%",
-            f"KS {scores['ks']:.3f}",
+            f"KS of all {scores['ks']:.3f}",
         ]
         if scores["drift_alarms"]:
             second.append(f"{scores['drift_alarms']:.0f} drift alarms")

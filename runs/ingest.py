@@ -51,13 +51,17 @@ _REST = ("dead_letters.jsonl", "keys.sqlite", "keys.sqlite-wal", "keys.sqlite-sh
 
 @dataclass(frozen=True)
 class IngestResult:
-    """How a run ended: where it is, its scores, what was refused, and the signal that stopped it, if any."""
+    """How a run ended: where it is, its scores, what was refused, and the signal that stopped it, if any.
+
+    known: of the events, those that it had learned before it was resumed, if it has one worker.
+    """
 
     directory: Path
     events: int
     scores: dict[str, float]
     dead_letters: dict[str, int]
     signal: int | None
+    known: int = 0
 
 
 @dataclass
@@ -156,7 +160,7 @@ def _run(
             last_good_step=None if checkpoint is None else recorder.step,
             fail_at_once=config.fail_on_save_error,
         )
-        saving = _Saving(run, saver)
+        saving, known = _Saving(run, saver), recorder.step
 
         notes += _serve(run, stack)
         shown = new_display(run, ", ".join(notes))
@@ -187,7 +191,7 @@ def _run(
                 saving.save(last=True)
         saving.commit()
         refused = dict(stream.dead_letters.counts)
-        return IngestResult(config.directory, step, recorder.scores.scores(), refused, stop.signal)
+        return IngestResult(config.directory, step, recorder.scores.scores(), refused, stop.signal, known)
 
 
 def _open(config: IngestConfig[Any], *, is_new: bool, stack: ExitStack) -> LiveRun:

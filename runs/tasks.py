@@ -144,6 +144,8 @@ class TasksConfig:
             if not given:
                 raise UsageError(f"--{kind} names none; choose from: {', '.join(known)}.")
             for name in given:
+                if "," in name:
+                    raise UsageError(f"--{kind} {name}: write them with spaces between, not commas.")
                 if name not in known:
                     raise UsageError(f"--{kind}: there is no {name!r}.{nearest(name, known)}")
 

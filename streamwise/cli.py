@@ -17,7 +17,7 @@ from streamwise.commands.experiments import continual_command, sweep_command, ta
 from streamwise.commands.parsing import fail
 from streamwise.commands.runs import checkpoints_command, report_command, resume_command
 from streamwise.commands.systems import status_command, up_command
-from streamwise.commands.tools import bench_command, doctor_command
+from streamwise.commands.tools import bench_command, doctor_command, environments_command
 
 __all__ = ["COMMANDS", "Command", "main"]
 
@@ -46,6 +46,7 @@ COMMANDS = {
     "checkpoints": Command("list a run's checkpoints and check them", checkpoints_command),
     "report": Command("draw runs as an HTML page and a PNG", report_command),
     "bench": Command("measure: speed, learning results, predictions", bench_command),
+    "environments": Command("list the names of environments", environments_command),
     "doctor": Command("check this installation", doctor_command),
 }
 

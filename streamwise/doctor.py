@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import platform
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -26,6 +29,17 @@ _OPTIONAL = {  # distribution -> the extra that installs it
     "prometheus-client": "serve",
     "scikit-learn": "continual",
 }
+_DRAW = """
+import streamwise
+try:
+    environment = streamwise.make("InvertedPendulum-v5", render_mode="rgb_array")
+    environment.reset()
+    environment.render()
+except Exception as error:
+    print(str(error).strip().partition("\\n")[0] or type(error).__name__, flush=True)
+else:
+    print("drawn", flush=True)
+"""
 _COLOURS = {"ok": "green", "--": "yellow", "no": "red"}
 
 
@@ -159,6 +173,30 @@ def _video() -> Iterator[Check]:
     pygame = _version("pygame-ce")
     drawn = f"pygame-ce {pygame}" if pygame else "missing (optional)"
     yield Check("video", "classic control", drawn, hint="" if pygame else _extra("video"))
+    wrong = _drawing_error(os.environ.get("MUJOCO_GL"))
+    hint = "for films, unset MUJOCO_GL, and install the system package libegl1 or libosmesa6"
+    yield Check("video", "MuJoCo", wrong or "draws", hint=hint if wrong else "")
+
+
+@functools.cache
+def _drawing_error(renderer: str | None) -> str:
+    """Draw a frame of MuJoCo in a process of its own, which some renderers end; return what was wrong."""
+    environment = {name: value for name, value in os.environ.items() if name != "MUJOCO_GL"}
+    environment |= {} if renderer is None else {"MUJOCO_GL": renderer}
+    try:
+        drawn = subprocess.run(
+            [sys.executable, "-c", _DRAW],
+            check=False,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    except subprocess.TimeoutExpired:
+        return "does not draw: no frame within two minutes"
+    if drawn.stdout.startswith("drawn"):
+        return ""
+    return f"does not draw: {drawn.stdout.strip() or f'the process ended with exit code {drawn.returncode}'}"
 
 
 def _one_line(error: Exception) -> str:

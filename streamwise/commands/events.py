@@ -67,7 +67,8 @@ def run_ingest(config: IngestConfig[Any]) -> int:
 def _finish_ingest(result: IngestResult, time_unit: float) -> int:
     """Say how it went and where things are."""
     scores = result.scores
-    print(f"{'stopped' if result.signal else 'done'} after {result.events:,} events")
+    nothing_new = ", none of them new" if 0 < result.known == result.events else ""
+    print(f"{'stopped' if result.signal else 'done'} after {result.events:,} events{nothing_new}")
     if scores["log_likelihood"] == scores["log_likelihood"]:
         unit = "s" if time_unit == 1.0 else f"{time_unit:g} s"
         print(

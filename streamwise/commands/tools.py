@@ -1,4 +1,4 @@
-"""`streamwise bench` and `streamwise doctor`: measure, and check what is installed."""
+"""`streamwise bench`, `environments` and `doctor`: measure, list what there is, check what is installed."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from streamwise.commands.parsing import parse
 
-__all__ = ["bench_command", "doctor_command"]
+__all__ = ["bench_command", "doctor_command", "environments_command"]
 
 
 def bench_command(argv: list[str]) -> int:
@@ -66,6 +69,45 @@ def _overview(scripts: dict[str, Path]) -> str:
             "\nstreamwise bench NAME --help explains one; start with: streamwise bench step --only CartPole",
         ]
     )
+
+
+@dataclass(frozen=True)
+class EnvironmentsArguments:
+    """List the names of environments by family: on a terminal in columns, else one a line after its family.
+
+    What a name can be told, such as streamwise/Ballet-v0?dancers=4, is in docs/environments.md.
+
+    streamwise environments
+    streamwise environments cheetah
+    """
+
+    part: Annotated[str, tyro.conf.Positional] = ""
+    """Only names, or families, with this in them; upper and lower case are the same."""
+
+
+def environments_command(argv: list[str]) -> int:
+    """Print the names that `train` and others take. Returns the exit code."""
+    part = parse(EnvironmentsArguments, "environments", argv).part
+    from rich.columns import Columns
+    from rich.console import Console
+
+    from streamwise.envs import environment_names
+    from streamwise.streams import UsageError
+
+    wanted = part.lower()
+    found = {
+        family: [name for name in names if wanted in name.lower() or wanted in family.lower()]
+        for family, names in environment_names().items()
+    }
+    if not any(found.values()):
+        raise UsageError(f"no environment has {part!r} in its name; `streamwise environments` lists all.")
+    console = Console(highlight=False)
+    for family, names in found.items():
+        if not console.is_terminal:
+            print("".join(f"{family}: {name}\n" for name in names), end="")
+        elif names:
+            console.print(f"[bold]{family}[/bold] ({len(names)})", Columns(names, padding=(0, 3)), "")
+    return 0
 
 
 @dataclass(frozen=True)

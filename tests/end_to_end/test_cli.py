@@ -169,10 +169,32 @@ def test_a_log_that_brings_little_is_told_why(streamwise, tmp_path, rows, advice
     assert (code, advice in output) == (0, True)
 
 
+def test_a_resumed_log_that_has_grown_is_told_from_one_that_has_not(streamwise, tmp_path):
+    log = tmp_path / "log.csv"
+    log.write_text("time,key,type\n" + "".join(f"{time},ann,view\n" for time in range(9)))
+    assert "done after 9 events\n" in streamwise("ingest", f"file:{log}", "--out", tmp_path / "run")[1]
+    assert "done after 9 events, none of them new\n" in streamwise("resume", tmp_path / "run")[1]
+    with log.open("a") as more:
+        more.write("9,ann,view\n")
+    _, output, display = streamwise("resume", tmp_path / "run")
+    assert "done after 10 events\n" in output
+    assert "latest events: log-likelihood" in display.replace("\n", " ")
+
+
 def test_what_is_no_run_is_told_with_what_goes_on_with_it(streamwise, tmp_path):
     (tmp_path / "sweep.toml").write_text("")
     code, _, errors = streamwise("resume", tmp_path)
     assert (code, f"`streamwise sweep {tmp_path}` goes on with it" in errors) == (2, True)
+
+
+def test_names_of_environments_are_listed_by_family_for_grep(streamwise):
+    code, output, _ = streamwise("environments", "BALLET")
+    assert (code, output) == (0, "Memory probes: streamwise/Ballet-v0\n")
+    everything = streamwise("environments")[1].splitlines()
+    assert {"MuJoCo: HalfCheetah-v5", "Atari: ALE/Pong-v5", output.strip()} <= set(everything)
+    code, _, error = streamwise("environments", "nothing-like-it")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "`streamwise environments` lists all" in error
 
 
 def test_sweep_lists_its_runs(streamwise):

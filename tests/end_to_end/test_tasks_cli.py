@@ -89,6 +89,7 @@ def test_a_run_that_is_killed_goes_on_and_ends_as_one_that_was_not(tmp_path):
     ("arguments", "says"),
     [
         (["synthetic:hawkes?events=100", "--methods", "onlin"], "Did you mean 'online'?"),
+        (["synthetic:hawkes?events=100", "--methods", "online,counts"], "with spaces between"),
         (["synthetic:hawkes?events=30&keys=2", "--tasks", "9"], "has nothing to score in its"),
         (["synthetic:hawkes?events=100", "--tasks", "1"], "--tasks is 1; use 2 or more"),
         (["file:nowhere.csv"], "nowhere.csv"),

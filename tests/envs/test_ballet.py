@@ -157,7 +157,9 @@ def test_an_episode_is_cut_at_the_limit_and_not_one_step_later(dancers, delay):
     assert flags[-1] == [False, True]
 
 
-@pytest.mark.parametrize("options", [{"obs": "grid"}, {"obs": "cells"}, {"obs": "pixels", "grey": True}])
+@pytest.mark.parametrize(
+    "options", [{"obs": "grid"}, {"obs": "cells"}, {"obs": "moves"}, {"obs": "pixels", "grey": True}]
+)
 def test_many_at_once_are_as_each_alone(options):
     """Observations, rewards, endings and new episodes, by two ways to compute them."""
     alone = [Ballet(dancers=3, delay=2, **options) for _ in range(4)]
@@ -167,9 +169,7 @@ def test_many_at_once_are_as_each_alone(options):
     generator, over, endings = np.random.default_rng(1), [False] * 4, 0
     for _ in range(260):
         for i in range(4):
-            assert together.single_observation_space.contains(
-                {key: np.int64(seen[key][i]) if key == "instruction" else seen[key][i] for key in seen}
-            )
+            assert together.single_observation_space.contains({key: seen[key][i] for key in seen})
             for key in seen:
                 np.testing.assert_array_equal(seen[key][i], expected[i][key])
         actions = generator.integers(8, size=4)
@@ -287,6 +287,26 @@ def test_cells_are_where_the_grid_has_the_dancers():
                 assert grid["image"][row - 8 + 5, column - 8 + 5] == 3 + i
 
 
+def test_moves_lead_the_dancers_from_home_to_where_the_cells_have_them():
+    cells, moves = (Ballet(dancers=4, delay=2, obs=obs) for obs in ("cells", "moves"))
+    (seen, info), (named, _) = (env.reset(seed=7) for env in (cells, moves))
+    homes = [home for home, *_ in info["dancers"]]
+    where, danced = {home: np.array(home) for home in homes}, 0
+    assert [HOMES[place] for place in np.flatnonzero(named["places"])] == sorted(homes)
+    for frame in range(info["choice_frame"] + 6):
+        assert moves.observation_space.contains(named)
+        assert bool(named["dancer"]) == bool(named["move"])
+        if named["dancer"]:
+            danced += 1
+            where[HOMES[named["dancer"] - 1]] += DIRECTIONS[named["move"] - 1]
+        expected = np.array([where[home] for home in homes]) - named["agent"] + 8
+        np.testing.assert_array_equal(seen["cells"], expected)
+        assert seen["instruction"] == named["instruction"]
+        # North and south in turns: from the middle, that touches no one.
+        (seen, *_), (named, *_) = (env.step(4 * (frame % 2)) for env in (cells, moves))
+    assert danced == 4 * 16
+
+
 def test_a_picture_shows_each_dancer_in_its_colour_and_shape_where_the_grid_has_it():
     seen, grids = (Ballet(dancers=8, delay=2, obs=obs) for obs in ("pixels", "grid"))
     _, info = seen.reset(seed=9)
@@ -395,6 +415,7 @@ def test_targets_and_places_are_drawn_evenly():
         ({"grey": 1}, "grey is 1; give true or false"),
         ({"obs": "grid", "single_shape": True}, "single_shape"),
         ({"obs": "cells", "grey": True}, "single_shape"),
+        ({"obs": "moves", "single_shape": True}, "single_shape"),
     ],
 )
 def test_an_option_out_of_its_range_is_refused_in_one_line(options, says):

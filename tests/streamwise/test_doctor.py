@@ -70,6 +70,25 @@ def test_missing_kernels_are_told_and_do_not_stop_the_report(families, monkeypat
     assert checks[-1].section == "video"
 
 
+@pytest.mark.parametrize(
+    ("renderer", "draw", "says"),
+    [
+        ("disabled", doctor._DRAW, "MUJOCO_GL switches rendering off"),
+        ("egl", "import os; os._exit(3)", "the process ended with exit code 3"),
+        ("egl", "print('drawn')", None),
+    ],
+)
+def test_whether_mujoco_draws_is_tried_in_another_process(families, monkeypatch, renderer, draw, says):
+    doctor._drawing_error.cache_clear()
+    monkeypatch.setenv("MUJOCO_GL", renderer)
+    monkeypatch.setattr(doctor, "_DRAW", draw)
+    check = find(doctor.report(), "video", "MuJoCo")
+    doctor._drawing_error.cache_clear()
+    assert check.ok
+    assert check.value.startswith(f"does not draw: {says}" if says else "draws")
+    assert ("libegl1" in check.hint) == bool(says)
+
+
 def test_kernels_of_another_version_are_not_ok(families, monkeypatch):
     stale = streamwise.kernels.NativeInfo("0.0.1", "baseline", "gcc")
     monkeypatch.setattr(streamwise.kernels, "native_info", lambda: stale)
