@@ -288,28 +288,32 @@ def curve(life: dict[str, Any], points: NDArray[Any]) -> NDArray[Any]:
 
 def draw(world: str, lives: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """Draw the returns of each method while the world changes: means of seeds, and the least and largest."""
+    import matplotlib.style
     from matplotlib.figure import Figure
 
+    from streamwise.runs.figures import LINE, MUTED, STYLE, finish_axes, line_style
+
     longest = max((life for some in lives.values() for life in some), key=lambda life: len(life["starts"]))
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    axes = figure.subplots()
     points = np.linspace(0, longest["steps"], 401)[1:]
-    for method, some in lives.items():
-        curves = np.stack([curve(life, points) for life in some])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # no episode has ended yet
-            means, low, high = np.nanmean(curves, 0), np.nanmin(curves, 0), np.nanmax(curves, 0)
-        (line,) = axes.plot(points, means, label=f"{method} ({len(some)})")
-        axes.fill_between(points, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-    top = axes.get_xaxis_transform()
-    for name, start in zip(visits(longest), longest["starts"], strict=True):
-        axes.axvline(start, color="0.7", linewidth=0.8, zorder=0)
-        axes.text(start, 1.01, name.split()[1], transform=top, color="0.4", fontsize=9)
-    axes.set(xlabel="step", ylabel="return of episodes", xlim=(0, longest["steps"]))
-    axes.set_title(f"{WORLDS[world].environment}, {WORLDS[world].agent}", fontsize=10, pad=16)
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.legend(frameon=False, fontsize=9)
-    figure.savefig(path, dpi=120)
+    with matplotlib.style.context(["default", STYLE]):
+        figure = Figure(figsize=(10, 4), layout="constrained")
+        axes = figure.subplots()
+        for place, (method, some) in enumerate(lives.items()):
+            curves, line = np.stack([curve(life, points) for life in some]), line_style(place)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # no episode has ended yet
+                means, low, high = np.nanmean(curves, 0), np.nanmin(curves, 0), np.nanmax(curves, 0)
+            axes.plot(points, means, label=f"{method} ({len(some)} lives)", **line)
+            axes.fill_between(points, low, high, color=line["color"], alpha=0.15, linewidth=0)
+        top = axes.get_xaxis_transform()
+        for name, start in zip(visits(longest), longest["starts"], strict=True):
+            axes.axvline(start, color=LINE, linewidth=1.2, zorder=0)
+            axes.text(start, 1.01, name.split()[1], transform=top, color=MUTED)
+        finish_axes(axes)
+        axes.set(ylabel="return of episodes", xlim=(0, longest["steps"]))
+        axes.set_title(f"{WORLDS[world].environment}, {WORLDS[world].agent}", pad=16)
+        axes.legend()
+        figure.savefig(path, dpi=120)
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ k - 1 of `DANCES`; and delays that the paper does not have get a step limit of `
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -27,7 +28,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from streamwise.envs.checks import action_index, flag, whole_number
+from streamwise.envs.checks import action_index, flag, whole_number, whole_numbers
 from streamwise.streams import UsageError
 
 __all__ = ["COLOURS", "DANCES", "DIRECTIONS", "HOMES", "SHAPES", "Ballet", "BalletRules"]
@@ -69,6 +70,7 @@ COLOURS = {
 }  # fmt: skip
 """Red, green and blue of each colour a dancer may have, 0 to 255."""
 
+_REACH = 3  # cells from the middle to a home
 SIZE, PIXELS, MOVES = 11, 9, 16  # cells across the board, pixels across a cell, moves of a dance
 FARTHEST = SIZE - 3  # rows or columns between two who are inside the wall
 _CENTRE = SIZE // 2
@@ -219,7 +221,7 @@ def paint(grid: Grid, pictures: NDArray[np.float32]) -> NDArray[np.float32]:
 class BalletRules:
     """The options of a ballet, and what follows from them. Raises UsageError for one out of its range."""
 
-    def __init__(self, dancers: Any, delay: Any, obs: Any, grey: Any, single_shape: Any) -> None:
+    def __init__(self, dancers: Any, delay: Any, obs: Any, grey: Any, single_shape: Any, stride: Any) -> None:
         self.dancers = whole_number("dancers", dancers, 1, len(HOMES))
         self.delay = whole_number("delay", delay, 1)
         if obs not in ("pixels", "grid", "cells", "moves"):
@@ -229,8 +231,13 @@ class BalletRules:
         self.single_shape = flag("single_shape", single_shape)
         if not self.pixels and (self.grey or self.single_shape):
             raise UsageError('grey and single_shape are for obs="pixels"; nothing else shows them.')
+        self.strides = whole_numbers("stride", stride, 1, _REACH)
         self.choice_frame = self.dancers * (MOVES - 1 + self.delay)
         self.step_limit = _PUBLISHED_LIMITS.get(self.delay, self.choice_frame + 64)
+
+    def draw_stride(self, generator: np.random.Generator) -> int:
+        """Draw how far an action leads in an episode; one that is the same in all takes no draw."""
+        return self.strides[0 if len(self.strides) == 1 else generator.integers(len(self.strides))]
 
     def observation_space(self) -> spaces.Dict:
         """Return the space of one agent's observations."""
@@ -270,7 +277,9 @@ class Ballet(gymnasium.Env[Observation, Any]):
     dancers: 1 to 8. delay: frames between two dances, 1 or more; the paper has 16 and 48, with 2, 4 and 8
     dancers and limits of 320 and 1024 steps. obs: "pixels", or "grid", "cells" or "moves" for small networks.
     grey: one channel, the luminance. single_shape: all dancers are triangles, told apart by colour alone;
-    everything else is drawn as without it.
+    everything else is drawn as without it. stride: how many cells an action leads the agent, 1 to 3, within
+    a frame, unless a dancer or the wall stops it; several, as in [1, 3]: each episode draws one. With 3 the
+    first action decides, which is learned sooner; the paper has 1.
 
     Observation: image, float32 [99, 99, 3] in [0, 1], the 11 x 11 cells around the agent, or, for a grid, its
     codes as int8 [11, 11] (see `egocentric_grid`); for obs="cells", there are cells instead, int8
@@ -299,16 +308,17 @@ class Ballet(gymnasium.Env[Observation, Any]):
         obs: str = "pixels",
         grey: bool = False,
         single_shape: bool = False,
+        stride: int | Sequence[int] = 1,
         render_mode: str | None = None,
     ) -> None:
-        rules = BalletRules(dancers, delay, obs, grey, single_shape)
+        rules = BalletRules(dancers, delay, obs, grey, single_shape, stride)
         self._rules = rules
         self.step_limit = rules.step_limit
         self.observation_space = rules.observation_space()
         self.action_space = spaces.Discrete(len(DIRECTIONS))
         self.render_mode = render_mode
         self._over = True
-        self._frame = self._target = 0
+        self._frame = self._target = self._stride = 0
         self._agent = (_CENTRE, _CENTRE)
         self._table: tuple[Any, ...] = ()
         nobody = np.zeros(rules.dancers, np.int64)
@@ -319,6 +329,7 @@ class Ballet(gymnasium.Env[Observation, Any]):
         super().reset(seed=seed)
         cast = draw_cast(self.np_random, self._rules.dancers)
         self._target, self._homes, self._dances, self._colours, self._shapes = cast
+        self._stride = self._rules.draw_stride(self.np_random)
         shapes = 0 * cast.shapes if self._rules.single_shape else cast.shapes
         names = (HOMES, tuple(DANCES), tuple(COLOURS), tuple(SHAPES))
         traits = zip(names, (cast.homes, cast.dances, cast.colours, shapes), strict=True)
@@ -333,11 +344,13 @@ class Ballet(gymnasium.Env[Observation, Any]):
         self._frame += 1
         terminated = correct = False
         if self._frame > self._rules.choice_frame:
-            (row, column), (down, right) = self._agent, DIRECTIONS[index]
-            if 0 < row + down < SIZE - 1 and 0 < column + right < SIZE - 1:
-                self._agent = (row + down, column + right)
             homes = [home for home, *_ in self._table]  # where all stand now
-            terminated = self._agent in homes
+            down, right = DIRECTIONS[index]
+            for _ in range(self._stride):
+                row, column = self._agent
+                if not terminated and 0 < row + down < SIZE - 1 and 0 < column + right < SIZE - 1:
+                    self._agent = (row + down, column + right)
+                terminated = self._agent in homes
             correct = self._agent == homes[self._target]
         truncated = not terminated and self._frame >= self.step_limit
         self._over = terminated or truncated

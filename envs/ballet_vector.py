@@ -73,8 +73,9 @@ class BalletVector(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         obs: str = "pixels",
         grey: bool = False,
         single_shape: bool = False,
+        stride: int | Sequence[int] = 1,
     ) -> None:
-        self._rules = rules = BalletRules(dancers, delay, obs, grey, single_shape)
+        self._rules = rules = BalletRules(dancers, delay, obs, grey, single_shape, stride)
         self.num_envs = num_envs
         self.single_observation_space = rules.observation_space()
         self.single_action_space = spaces.Discrete(len(DIRECTIONS))
@@ -82,7 +83,7 @@ class BalletVector(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._generators = [np.random.default_rng() for _ in range(num_envs)]
         self._over = np.ones(num_envs, np.bool_)  # these start anew with the next step
-        self._frame, self._target = np.zeros((2, num_envs), np.int64)
+        self._frame, self._target, self._stride = np.zeros((3, num_envs), np.int64)
         self._agent = np.zeros((num_envs, 2), np.int64)
         self._homes, self._dances, self._colours, self._shapes = np.zeros(
             (4, num_envs, rules.dancers), np.int64
@@ -111,11 +112,15 @@ class BalletVector(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
             raise UsageError(f"the actions are {actions!r}; give {self.num_envs} whole numbers, 0 to 7.")
         begins = self._over
         self._frame += 1
-        cells = self._agent + np.array(DIRECTIONS)[taken]
-        moves = (self._frame > self._rules.choice_frame) & ((cells > 0) & (cells < SIZE - 1)).all(axis=1)
-        self._agent = np.where(moves[:, None], cells, self._agent)
+        homes = np.array(HOMES)[self._homes]
         # While others dance the agent stands in the middle, where nobody dances or lives.
-        touched = (np.array(HOMES)[self._homes] == self._agent[:, None]).all(axis=2)
+        touched = np.zeros((self.num_envs, self._rules.dancers), np.bool_)
+        for cell in range(max(self._rules.strides)):
+            cells = self._agent + np.array(DIRECTIONS)[taken]
+            walks = (self._frame > self._rules.choice_frame) & (cell < self._stride) & ~touched.any(axis=1)
+            walks &= ((cells > 0) & (cells < SIZE - 1)).all(axis=1)
+            self._agent = np.where(walks[:, None], cells, self._agent)
+            touched = (homes == self._agent[:, None]).all(axis=2)
         terminated = touched.any(axis=1) & ~begins
         correct = terminated & touched[np.arange(self.num_envs), self._target]
         truncated = (self._frame >= self._rules.step_limit) & ~terminated & ~begins
@@ -127,6 +132,7 @@ class BalletVector(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         for i in which:
             self._target[i], *traits = draw_cast(self._generators[i], self._rules.dancers)
             self._homes[i], self._dances[i], self._colours[i], self._shapes[i] = traits
+            self._stride[i] = self._rules.draw_stride(self._generators[i])
             self._agent[i], self._frame[i], self._over[i] = SIZE // 2, 0, False
 
     def _observation(self) -> Observation:

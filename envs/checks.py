@@ -7,7 +7,7 @@ from typing import Any
 
 from streamwise.streams import UsageError
 
-__all__ = ["action_index", "flag", "one_of", "whole_number"]
+__all__ = ["action_index", "flag", "one_of", "whole_number", "whole_numbers"]
 
 
 def whole_number(option: str, value: Any, least: int, most: int | None = None) -> int:
@@ -27,6 +27,17 @@ def flag(option: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise UsageError(f"{option} is {value!r}; give true or false.")
     return value
+
+
+def whole_numbers(option: str, values: Any, least: int, most: int | None = None) -> list[int]:
+    """Return one whole number or several, of which each episode draws one, as a list.
+
+    Raises UsageError, which names the option, for none and for one that is not from `least` to `most`.
+    """
+    several = values if isinstance(values, list | tuple) else [values]
+    if not several:
+        raise UsageError(f"{option} is an empty list; give at least one number.")
+    return [whole_number(option, value, least, most) for value in several]
 
 
 def one_of(option: str, value: Any, choices: tuple[str, ...]) -> str:

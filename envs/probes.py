@@ -32,7 +32,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from streamwise.envs.ballet import DANCES, DIRECTIONS
-from streamwise.envs.checks import action_index, one_of, whole_number
+from streamwise.envs.checks import action_index, one_of, whole_number, whole_numbers
 from streamwise.streams import UsageError
 
 __all__ = [
@@ -108,15 +108,6 @@ class Probe(gymnasium.Env[Row, Any], ABC):
             "answer": self._answer,
             "correct": correct,
         }
-
-
-def _several(name: str, numbers: int | Sequence[int]) -> Sequence[int]:
-    """Return one number, or several, as a sequence. Raises UsageError for none."""
-    if not isinstance(numbers, list | tuple):
-        return [numbers]  # type: ignore[list-item]  # a number; whole_number refuses what is none
-    if not numbers:
-        raise UsageError(f"{name} is an empty list; give at least one number.")
-    return numbers
 
 
 class DelayedRecall(Probe):
@@ -231,10 +222,7 @@ class EventRecall(Probe):
     def __init__(self, *, actors: int = 4, delay: int = 16, turns: int | Sequence[int] = 0) -> None:
         self._actors = whole_number("actors", actors, 1, len(DANCES))
         self._turn = len(_MOVES[0]) + whole_number("delay", delay, 1) - 1
-        self._turns = [
-            whole_number("turns", number, 0, self._actors) or self._actors
-            for number in _several("turns", turns)
-        ]
+        self._turns = [number or self._actors for number in whole_numbers("turns", turns, 0, self._actors)]
         self._order, self._dances = np.zeros((2, self._actors), np.int64)
         self._asked = 0
         super().__init__(
@@ -325,8 +313,7 @@ class Naming(Probe):
     ) -> None:
         self._objects = whole_number("objects", objects, 2)
         self._vocabulary = whole_number("vocabulary", vocabulary, 1)
-        several = _several("distractors", distractors)
-        self._phases = [1 + whole_number("distractors", number, 0) for number in several]
+        self._phases = [1 + number for number in whole_numbers("distractors", distractors, 0)]
         most = self._objects * max(self._phases)
         if most > self._vocabulary:
             raise UsageError(

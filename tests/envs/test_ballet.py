@@ -157,8 +157,37 @@ def test_an_episode_is_cut_at_the_limit_and_not_one_step_later(dancers, delay):
     assert flags[-1] == [False, True]
 
 
+@given(seed=st.integers(0, 2**31), direction=st.integers(0, 7), stride=st.integers(1, 3))
+@settings(max_examples=50)
+def test_a_stride_is_that_many_steps_in_one_frame(seed, direction, stride):
+    """Until a dancer is touched; the wall, four cells from the middle, stops it as well."""
+    walker, strider = (Ballet(dancers=8, delay=1, obs="moves", stride=each) for each in (1, stride))
+    for env in (walker, strider):
+        _, info = env.reset(seed=seed)
+        for _ in range(info["choice_frame"]):
+            env.step(direction)
+    for _ in range(3):
+        for _ in range(stride):
+            expected = walker.step(direction)
+            if expected[2]:
+                break
+        seen = strider.step(direction)
+        np.testing.assert_array_equal(seen[0]["agent"], expected[0]["agent"])
+        assert (seen[1], seen[2], seen[4]["correct"]) == (expected[1], expected[2], expected[4]["correct"])
+        if seen[2]:
+            break
+    assert seen[2]  # with eight dancers there is one in every direction
+
+
 @pytest.mark.parametrize(
-    "options", [{"obs": "grid"}, {"obs": "cells"}, {"obs": "moves"}, {"obs": "pixels", "grey": True}]
+    "options",
+    [
+        {"obs": "grid"},
+        {"obs": "cells"},
+        {"obs": "moves"},
+        {"obs": "pixels", "grey": True},
+        {"obs": "grid", "stride": [1, 2, 3]},
+    ],
 )
 def test_many_at_once_are_as_each_alone(options):
     """Observations, rewards, endings and new episodes, by two ways to compute them."""
@@ -412,6 +441,9 @@ def test_targets_and_places_are_drawn_evenly():
         ({"dancers": True}, "dancers is True"),
         ({"delay": 0}, "delay is 0; give a whole number, 1 or more"),
         ({"obs": "text"}, "obs is 'text'"),
+        ({"stride": 4}, "stride is 4; give a whole number, 1 to 3"),
+        ({"stride": [1, 0]}, "stride is 0"),
+        ({"stride": []}, "stride is an empty list"),
         ({"grey": 1}, "grey is 1; give true or false"),
         ({"obs": "grid", "single_shape": True}, "single_shape"),
         ({"obs": "cells", "grey": True}, "single_shape"),
