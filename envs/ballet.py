@@ -173,18 +173,16 @@ def offsets(cells: NDArray[np.int64], agent: NDArray[np.int64]) -> NDArray[np.in
 
 
 def named_moves(homes: NDArray[np.int64], dances: NDArray[np.int64], frame: Any, delay: int) -> Named:
-    """Return the parts of an observation that say who dances, where, and how.
+    """Return the parts of an observation that say who dances, by the place, and how.
 
-    homes, dances [..., n], frame [...] -> places, int8 [..., 8], 1 where a dancer lives; dancer, int64 [...],
-    1 + the index in `HOMES` of the one who made a move, 0 for nobody; move, int64 [...], 1 + its direction.
+    homes, dances [..., n], frame [...] -> dancer, int64 [...], 1 + the index in `HOMES` of the one who made a
+    move, 0 for nobody; move, int64 [...], 1 + its direction, 0 for none.
     """
     turn, moves_made = np.divmod(frame, MOVES - 1 + delay)
     dancing = (turn < homes.shape[-1]) & (moves_made < MOVES)
     turn, moves_made = np.where(dancing, turn, 0), np.where(dancing, moves_made, 0)
     home, dance = (np.take_along_axis(of, turn[..., None], -1)[..., 0] for of in (homes, dances))
-    places = (homes[..., None] == np.arange(len(HOMES))).any(-2).astype(np.int8)
-    move = 1 + _MOVES[dance, moves_made]
-    return {"places": places, "dancer": dancing * (1 + home), "move": dancing * move}
+    return {"dancer": dancing * (1 + home), "move": dancing * (1 + _MOVES[dance, moves_made])}
 
 
 def egocentric_grid(cells: NDArray[Any], agent: tuple[int, int]) -> Grid:
@@ -250,8 +248,6 @@ class BalletRules:
         if self.moves:
             return spaces.Dict(
                 {
-                    "agent": spaces.MultiDiscrete([SIZE, SIZE], dtype=np.int8),
-                    "places": spaces.MultiBinary(len(HOMES)),
                     "dancer": spaces.Discrete(1 + len(HOMES)),
                     "move": spaces.Discrete(1 + len(DIRECTIONS)),
                     "instruction": instruction,
@@ -283,10 +279,10 @@ class Ballet(gymnasium.Env[Observation, Any]):
 
     Observation: image, float32 [99, 99, 3] in [0, 1], the 11 x 11 cells around the agent, or, for a grid, its
     codes as int8 [11, 11] (see `egocentric_grid`); for obs="cells", there are cells instead, int8
-    [dancers, 2], how far each dancer is below and to the right of the agent, plus 8; for obs="moves", agent,
-    int8 [2], its row and column, and what `named_moves` says: where dancers live, who dances, and how;
-    instruction, 0 while watching, then 1 + the index in `DANCES`. Action: 0 to 7, a direction; there is no
-    way to stand still but to walk into a wall.
+    [dancers, 2], how far each dancer is below and to the right of the agent, plus 8; for obs="moves", which
+    dancer makes which move (see `named_moves`), and nothing of who stands where; instruction, 0 while
+    watching, then 1 + the index in `DANCES`. Action: 0 to 7, a direction; there is no way to stand still but
+    to walk into a wall.
 
     A dancer touched terminates the episode; `step_limit` truncates it. info, for oracles and not for agents:
     phase ("dance" or "choice"), frame, choice_frame, target (an index into dancers), dancers (of each: home
@@ -373,7 +369,7 @@ class Ballet(gymnasium.Env[Observation, Any]):
             return {"cells": offsets(cells, np.array(self._agent)), "instruction": instruction}
         if self._rules.moves:
             named = named_moves(self._homes, self._dances, self._frame, self._rules.delay)
-            return {"agent": np.array(self._agent, np.int8), **named, "instruction": instruction}
+            return {**named, "instruction": instruction}
         grid = self._grid()
         image = paint(grid, self._rules.pictures(self._colours, self._shapes)) if self._rules.pixels else grid
         return {"image": image, "instruction": instruction}

@@ -143,7 +143,7 @@ class BalletVector(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
             return {"cells": offsets(cells, self._agent), "instruction": instruction}
         if self._rules.moves:
             named = named_moves(self._homes, self._dances, self._frame, self._rules.delay)
-            return {"agent": self._agent.astype(np.int8), **named, "instruction": instruction}
+            return {**named, "instruction": instruction}
         image: NDArray[Any] = egocentric_grids(cells, self._agent)
         if self._rules.pixels:
             traits = zip(self._colours, self._shapes, image, strict=True)

@@ -161,7 +161,7 @@ def test_an_episode_is_cut_at_the_limit_and_not_one_step_later(dancers, delay):
 @settings(max_examples=50)
 def test_a_stride_is_that_many_steps_in_one_frame(seed, direction, stride):
     """Until a dancer is touched; the wall, four cells from the middle, stops it as well."""
-    walker, strider = (Ballet(dancers=8, delay=1, obs="moves", stride=each) for each in (1, stride))
+    walker, strider = (Ballet(dancers=8, delay=1, obs="cells", stride=each) for each in (1, stride))
     for env in (walker, strider):
         _, info = env.reset(seed=seed)
         for _ in range(info["choice_frame"]):
@@ -172,7 +172,7 @@ def test_a_stride_is_that_many_steps_in_one_frame(seed, direction, stride):
             if expected[2]:
                 break
         seen = strider.step(direction)
-        np.testing.assert_array_equal(seen[0]["agent"], expected[0]["agent"])
+        np.testing.assert_array_equal(seen[0]["cells"], expected[0]["cells"])
         assert (seen[1], seen[2], seen[4]["correct"]) == (expected[1], expected[2], expected[4]["correct"])
         if seen[2]:
             break
@@ -321,18 +321,16 @@ def test_moves_lead_the_dancers_from_home_to_where_the_cells_have_them():
     (seen, info), (named, _) = (env.reset(seed=7) for env in (cells, moves))
     homes = [home for home, *_ in info["dancers"]]
     where, danced = {home: np.array(home) for home in homes}, 0
-    assert [HOMES[place] for place in np.flatnonzero(named["places"])] == sorted(homes)
-    for frame in range(info["choice_frame"] + 6):
+    for frame in range(info["choice_frame"] + 1):  # the agent stands in the middle all the while
         assert moves.observation_space.contains(named)
         assert bool(named["dancer"]) == bool(named["move"])
         if named["dancer"]:
             danced += 1
             where[HOMES[named["dancer"] - 1]] += DIRECTIONS[named["move"] - 1]
-        expected = np.array([where[home] for home in homes]) - named["agent"] + 8
+        expected = np.array([where[home] for home in homes]) - 5 + 8
         np.testing.assert_array_equal(seen["cells"], expected)
         assert seen["instruction"] == named["instruction"]
-        # North and south in turns: from the middle, that touches no one.
-        (seen, *_), (named, *_) = (env.step(4 * (frame % 2)) for env in (cells, moves))
+        (seen, *_), (named, *_) = (env.step(frame % 8) for env in (cells, moves))
     assert danced == 4 * 16
 
 
