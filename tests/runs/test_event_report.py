@@ -305,6 +305,9 @@ def test_models_that_tell_more_are_compared_with_those_that_do_not(told, runs, t
     files = write_event_report([runs["poisson"], told[0]], tmp_path / "r.html")
     page = Page(files.html)
     assert is_png(files.png)
+    headings = re.findall(r"<h3>(.*?)</h3>", page.source)
+    assert {"entropy (told only)", "Calibration of types (told only)"} <= set(headings)
+    assert not all(heading.endswith("only)") for heading in headings)
     assert [row["baseline"] for row in table(page, "baseline", "windows ahead")] == ["slow", "first type"]
     assert len(table(page, "events of the key before")) > 3
 
