@@ -20,7 +20,6 @@ k - 1 of `DANCES`; and delays that the paper does not have get a step limit of `
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -28,7 +27,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from streamwise.envs.checks import action_index, flag, whole_number, whole_numbers
+from streamwise.envs.checks import action_index, flag, whole_number
 from streamwise.streams import UsageError
 
 __all__ = ["COLOURS", "DANCES", "DIRECTIONS", "HOMES", "SHAPES", "Ballet", "BalletRules"]
@@ -229,13 +228,9 @@ class BalletRules:
         self.single_shape = flag("single_shape", single_shape)
         if not self.pixels and (self.grey or self.single_shape):
             raise UsageError('grey and single_shape are for obs="pixels"; nothing else shows them.')
-        self.strides = whole_numbers("stride", stride, 1, _REACH)
+        self.stride = whole_number("stride", stride, 1, _REACH)
         self.choice_frame = self.dancers * (MOVES - 1 + self.delay)
         self.step_limit = _PUBLISHED_LIMITS.get(self.delay, self.choice_frame + 64)
-
-    def draw_stride(self, generator: np.random.Generator) -> int:
-        """Draw how far an action leads in an episode; one that is the same in all takes no draw."""
-        return self.strides[0 if len(self.strides) == 1 else generator.integers(len(self.strides))]
 
     def observation_space(self) -> spaces.Dict:
         """Return the space of one agent's observations."""
@@ -274,8 +269,8 @@ class Ballet(gymnasium.Env[Observation, Any]):
     dancers and limits of 320 and 1024 steps. obs: "pixels", or "grid", "cells" or "moves" for small networks.
     grey: one channel, the luminance. single_shape: all dancers are triangles, told apart by colour alone;
     everything else is drawn as without it. stride: how many cells an action leads the agent, 1 to 3, within
-    a frame, unless a dancer or the wall stops it; several, as in [1, 3]: each episode draws one. With 3 the
-    first action decides, which is learned sooner; the paper has 1.
+    a frame, unless a dancer or the wall stops it. With 3 the first action decides, which is learned sooner;
+    the paper has 1.
 
     Observation: image, float32 [99, 99, 3] in [0, 1], the 11 x 11 cells around the agent, or, for a grid, its
     codes as int8 [11, 11] (see `egocentric_grid`); for obs="cells", there are cells instead, int8
@@ -304,7 +299,7 @@ class Ballet(gymnasium.Env[Observation, Any]):
         obs: str = "pixels",
         grey: bool = False,
         single_shape: bool = False,
-        stride: int | Sequence[int] = 1,
+        stride: int = 1,
         render_mode: str | None = None,
     ) -> None:
         rules = BalletRules(dancers, delay, obs, grey, single_shape, stride)
@@ -314,7 +309,7 @@ class Ballet(gymnasium.Env[Observation, Any]):
         self.action_space = spaces.Discrete(len(DIRECTIONS))
         self.render_mode = render_mode
         self._over = True
-        self._frame = self._target = self._stride = 0
+        self._frame = self._target = 0
         self._agent = (_CENTRE, _CENTRE)
         self._table: tuple[Any, ...] = ()
         nobody = np.zeros(rules.dancers, np.int64)
@@ -325,7 +320,6 @@ class Ballet(gymnasium.Env[Observation, Any]):
         super().reset(seed=seed)
         cast = draw_cast(self.np_random, self._rules.dancers)
         self._target, self._homes, self._dances, self._colours, self._shapes = cast
-        self._stride = self._rules.draw_stride(self.np_random)
         shapes = 0 * cast.shapes if self._rules.single_shape else cast.shapes
         names = (HOMES, tuple(DANCES), tuple(COLOURS), tuple(SHAPES))
         traits = zip(names, (cast.homes, cast.dances, cast.colours, shapes), strict=True)
@@ -342,7 +336,7 @@ class Ballet(gymnasium.Env[Observation, Any]):
         if self._frame > self._rules.choice_frame:
             homes = [home for home, *_ in self._table]  # where all stand now
             down, right = DIRECTIONS[index]
-            for _ in range(self._stride):
+            for _ in range(self._rules.stride):
                 row, column = self._agent
                 if not terminated and 0 < row + down < SIZE - 1 and 0 < column + right < SIZE - 1:
                     self._agent = (row + down, column + right)

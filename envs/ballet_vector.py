@@ -73,7 +73,7 @@ class BalletVector(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         obs: str = "pixels",
         grey: bool = False,
         single_shape: bool = False,
-        stride: int | Sequence[int] = 1,
+        stride: int = 1,
     ) -> None:
         self._rules = rules = BalletRules(dancers, delay, obs, grey, single_shape, stride)
         self.num_envs = num_envs
@@ -83,7 +83,7 @@ class BalletVector(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._generators = [np.random.default_rng() for _ in range(num_envs)]
         self._over = np.ones(num_envs, np.bool_)  # these start anew with the next step
-        self._frame, self._target, self._stride = np.zeros((3, num_envs), np.int64)
+        self._frame, self._target = np.zeros((2, num_envs), np.int64)
         self._agent = np.zeros((num_envs, 2), np.int64)
         self._homes, self._dances, self._colours, self._shapes = np.zeros(
             (4, num_envs, rules.dancers), np.int64
@@ -115,9 +115,9 @@ class BalletVector(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         homes = np.array(HOMES)[self._homes]
         # While others dance the agent stands in the middle, where nobody dances or lives.
         touched = np.zeros((self.num_envs, self._rules.dancers), np.bool_)
-        for cell in range(max(self._rules.strides)):
+        for _ in range(self._rules.stride):
             cells = self._agent + np.array(DIRECTIONS)[taken]
-            walks = (self._frame > self._rules.choice_frame) & (cell < self._stride) & ~touched.any(axis=1)
+            walks = (self._frame > self._rules.choice_frame) & ~touched.any(axis=1)
             walks &= ((cells > 0) & (cells < SIZE - 1)).all(axis=1)
             self._agent = np.where(walks[:, None], cells, self._agent)
             touched = (homes == self._agent[:, None]).all(axis=2)
@@ -132,7 +132,6 @@ class BalletVector(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         for i in which:
             self._target[i], *traits = draw_cast(self._generators[i], self._rules.dancers)
             self._homes[i], self._dances[i], self._colours[i], self._shapes[i] = traits
-            self._stride[i] = self._rules.draw_stride(self._generators[i])
             self._agent[i], self._frame[i], self._over[i] = SIZE // 2, 0, False
 
     def _observation(self) -> Observation:

@@ -186,7 +186,7 @@ def test_a_stride_is_that_many_steps_in_one_frame(seed, direction, stride):
         {"obs": "cells"},
         {"obs": "moves"},
         {"obs": "pixels", "grey": True},
-        {"obs": "grid", "stride": [1, 2, 3]},
+        {"obs": "grid", "stride": 2},
     ],
 )
 def test_many_at_once_are_as_each_alone(options):
@@ -440,8 +440,7 @@ def test_targets_and_places_are_drawn_evenly():
         ({"delay": 0}, "delay is 0; give a whole number, 1 or more"),
         ({"obs": "text"}, "obs is 'text'"),
         ({"stride": 4}, "stride is 4; give a whole number, 1 to 3"),
-        ({"stride": [1, 0]}, "stride is 0"),
-        ({"stride": []}, "stride is an empty list"),
+        ({"stride": [1]}, "stride is"),
         ({"grey": 1}, "grey is 1; give true or false"),
         ({"obs": "grid", "single_shape": True}, "single_shape"),
         ({"obs": "cells", "grey": True}, "single_shape"),
