@@ -5,6 +5,7 @@ identity, as if what is alike were also what is looked for.
 
     python benchmarks/memory_figures.py --folder docs/images
     streamwise sweep recall && python benchmarks/memory_figures.py --recall outputs/recall
+    streamwise sweep ballet && python benchmarks/memory_figures.py --ballet outputs/ballet
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from streamwise.memory.hcam import ChunkAttention, Chunks
-from streamwise.runs.figures import INK, MUTED, STYLE, finish_axes
+from streamwise.runs.figures import INK, MUTED, STYLE, finish_axes, line_style
 
 WIDTH, LENGTH, CHUNKS, OPENED = 12, 8, 16, 4
 EVENTS = {27: 1.0, 93: 0.8}  # at which steps something like the query happened, and how much like it
@@ -36,6 +37,8 @@ class Options:
     """Where they go."""
     recall: Path | None = None
     """A finished sweep `recall`, to draw its curves alone."""
+    ballet: Path | None = None
+    """A finished sweep `ballet`, to draw its curves alone."""
 
 
 def stream(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,24 +105,26 @@ def draw(options: Options) -> Path:
     return path
 
 
-def draw_recall(options: Options, sweep: Path) -> Path:
+def draw_curves(path: Path, sweep: Path, every: int, title: str) -> Path:
     """Draw the right answers over the steps, each seed and their mean, for each agent of the sweep."""
-    path, every = options.folder / "memory-recall.png", 25_000
     with matplotlib.style.context(["default", STYLE]):
         figure = Figure(figsize=(9, 3.6), layout="constrained")
         axes = figure.subplots()
-        for (agent, label), colour in zip(AGENTS.items(), ("#2563eb", "#d2601a", "#1a8a5f"), strict=True):
-            curves = []
+        for place, (agent, label) in enumerate(AGENTS.items()):
+            style, curves = line_style(place), []
             for file in sorted(sweep.glob(f"runs/*-{agent}-seed*/metrics.parquet")):
                 table = pq.read_table(file, columns=["step", "episode_return"])
                 step, right = (table[name].to_numpy() for name in ("step", "episode_return"))
                 ends = np.arange(every, step[-1] + 1, every)
                 curves.append([right[(end - every < step) & (step <= end)].mean() for end in ends])
-            axes.plot(ends, np.transpose(curves), color=colour, alpha=0.35, linewidth=0.9)
-            axes.plot(ends, np.mean(curves, 0), color=colour, linewidth=2, label=label)
+                axes.plot(ends, curves[-1], alpha=0.35, linewidth=0.9, **style)
+            if curves:
+                common = min(map(len, curves))  # a run may have been extended
+                mean = np.mean([curve[:common] for curve in curves], axis=0)
+                axes.plot(every * np.arange(1, common + 1), mean, linewidth=2, label=label, **style)
         axes.set(ylabel="right answers", ylim=(0, 1))
-        axes.set_title("Which of four symbols was it, fifty steps ago? Five seeds of stream-AC")
-        axes.legend(frameon=False, loc="center right")
+        axes.set_title(title)
+        axes.legend(loc="center right")
         finish_axes(axes)
         figure.savefig(path, dpi=110, facecolor="white", metadata={"Software": "streamwise"})
     return path
@@ -127,7 +132,14 @@ def draw_recall(options: Options, sweep: Path) -> Path:
 
 def main(options: Options) -> None:
     """Draw one or the other."""
-    print(draw(options) if options.recall is None else draw_recall(options, options.recall))
+    if options.recall is not None:
+        title = "Which of four symbols was it, fifty steps ago? Five seeds of stream-AC"
+        print(draw_curves(options.folder / "memory-recall.png", options.recall, 25_000, title))
+    elif options.ballet is not None:
+        title = "Who of two danced it? Stream-AC, as it acts while it learns, with strides of three cells"
+        print(draw_curves(options.folder / "memory-ballet.png", options.ballet, 100_000, title))
+    else:
+        print(draw(options))
 
 
 if __name__ == "__main__":
