@@ -34,7 +34,6 @@ __all__ = ["COLOURS", "DANCES", "DIRECTIONS", "HOMES", "SHAPES", "Ballet", "Ball
 
 Grid = NDArray[np.int8]
 Observation = dict[str, Any]
-Named = dict[str, NDArray[Any]]
 Step = tuple[Observation, float, bool, bool, dict[str, Any]]
 
 DIRECTIONS = ((-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1))
@@ -69,10 +68,9 @@ COLOURS = {
 }  # fmt: skip
 """Red, green and blue of each colour a dancer may have, 0 to 255."""
 
-_REACH = 3  # cells from the middle to a home
 SIZE, PIXELS, MOVES = 11, 9, 16  # cells across the board, pixels across a cell, moves of a dance
 FARTHEST = SIZE - 3  # rows or columns between two who are inside the wall
-_CENTRE = SIZE // 2
+_CENTRE, _REACH = SIZE // 2, 3  # the latter is how many cells it is from there to a home
 FLOOR, WALL, AGENT, DANCER = 0, 1, 2, 3  # in grids; dancer i is DANCER + i
 _PUBLISHED_LIMITS = {16: 320, 48: 1024}  # by delay, in steps
 
@@ -171,7 +169,7 @@ def offsets(cells: NDArray[np.int64], agent: NDArray[np.int64]) -> NDArray[np.in
     return (cells - agent[..., None, :] + FARTHEST).astype(np.int8)
 
 
-def named_moves(homes: NDArray[np.int64], dances: NDArray[np.int64], frame: Any, delay: int) -> Named:
+def named_moves(homes: NDArray[np.int64], dances: NDArray[np.int64], frame: Any, delay: int) -> Observation:
     """Return the parts of an observation that say who dances, by the place, and how.
 
     homes, dances [..., n], frame [...] -> dancer, int64 [...], 1 + the index in `HOMES` of the one who made a

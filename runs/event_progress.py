@@ -68,8 +68,7 @@ class EventDisplay:
         if stream.dead_letters.total:
             first.append(f"{stream.dead_letters.total:,} refused")
         scores = recorder.row if recorder.row else recorder.scores.scores()
-        since = "_window" if recorder.row else ""
-        of = "latest events: " if recorder.row else ""
+        of, since = ("latest events: ", "_window") if recorder.row else ("", "")
         second = [
             f"{of}log-likelihood {scores[f'log_likelihood{since}']:.3f}",
             f"type loss {scores[f'type_log_loss{since}']:.3f}",
