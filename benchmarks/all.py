@@ -24,11 +24,11 @@ from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
-import tyro
 from page import ROOT, Result, Section, commit, draw, machine, read_results, write_result
+from script import run
 from tables import TABLES
 
-from streamwise.streams.errors import meant
+from streamwise.streams.errors import UsageError, meant
 
 KEPT = ROOT / "docs" / "benchmarks"
 TRIED = Path("outputs") / "benchmarks"
@@ -208,15 +208,19 @@ class Options:
 
 
 def chosen(options: Options) -> list[Section]:
-    """Return the sections to measure; end with one line if there is no such."""
+    """Return the sections to measure. Raises UsageError if there is no such."""
     if options.draw:
         return []
     known = {section.name: section for section in SECTIONS}
     for name in options.only:
         if name not in known:
-            stop(f"there is no section {name!r}.{meant(name, known)} Choose from {', '.join(known)}.")
+            raise UsageError(
+                f"there is no section {name!r}.{meant(name, known)} Choose from {', '.join(known)}."
+            )
         if not commands_of(known[name], options):
-            stop(f"the section {name} has no command; its results are put into {KEPT / name}.toml by hand.")
+            raise UsageError(
+                f"the section {name} has no command; its results are put into {KEPT / name}.toml by hand."
+            )
     if options.only:
         return [known[name] for name in options.only]
     return [
@@ -255,11 +259,6 @@ def measure(section: Section, commands: tuple[str, ...], before: Result | None) 
         return replace(before, failure=f"on {day}, commit {of}, {failure}; what follows was measured before")
     minutes = round((time.monotonic() - began) / 60, 1)
     return Result(list(commands), day, of, machine(), minutes, failure=failure, tables=found)
-
-
-def stop(line: str) -> None:
-    print(f"streamwise bench all: {line}", file=sys.stderr)
-    sys.exit(2)
 
 
 def say(line: str) -> None:
@@ -301,4 +300,4 @@ def main(options: Options) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Options, description=__doc__)))
+    run(main, Options, __doc__)

@@ -32,9 +32,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import tyro
 from numpy.typing import NDArray
 from rich.table import Table
+from script import run
 from tables import show
 
 from streamwise.agents import agent_class
@@ -316,21 +316,17 @@ def draw(world: str, lives: dict[str, list[dict[str, Any]]], path: Path) -> None
         figure.savefig(path, dpi=120)
 
 
-def main() -> None:
+def main(options: Options) -> None:
     """Measure, print and draw."""
-    options = tyro.cli(Options, description=Options.__doc__)
     for kind, chosen, known in (
         ("world", options.worlds, list(WORLDS)), ("method", options.methods, list(METHODS))
     ):  # fmt: skip
         for name in chosen:
             if name not in known:
-                raise SystemExit(f"there is no {kind} {name!r}; choose from {', '.join(known)}.")
+                raise UsageError(f"there is no {kind} {name!r}; choose from {', '.join(known)}.")
     if not options.table:
         os.environ.setdefault("MUJOCO_GL", "disabled")
-        try:
-            measure(options)
-        except UsageError as error:
-            raise SystemExit(str(error)) from None
+        measure(options)
     for world in options.worlds:
         lives = {
             method: [
@@ -349,4 +345,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main, Options, Options.__doc__)

@@ -16,7 +16,6 @@ would: for that, use several seeds.
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,11 +24,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import tyro
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from script import run as start
 from tables import markdown, show
 
 from streamwise import EventStream, open_source
@@ -232,7 +231,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Options, description=__doc__))
-    except UsageError as error:
-        sys.exit(f"error: {error}")
+    start(main, Options, __doc__)

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 from rich.table import Table
+from script import run
 from tables import show
 
 from streamwise.agents import EVENT_MODELS, Hawkes, HawkesConfig
@@ -327,8 +327,7 @@ def curve() -> None:
     show(table)
 
 
-def main() -> None:
-    options = tyro.cli(Options, description=__doc__)
+def main(options: Options) -> None:
     with tempfile.TemporaryDirectory(prefix="ingest-") as folder:
         throughput(options, Path(folder))
         if options.latency and options.kafka:
@@ -340,4 +339,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main, Options, __doc__)

@@ -32,8 +32,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from rich.table import Table
+from script import run
 from tables import show
 
 from streamwise.memory.store import InProcessStore
@@ -292,12 +292,11 @@ def verdicts(out: Path, folder: Path, truth: Counter[str]) -> Iterator[tuple[str
     store.close()
 
 
-def main() -> None:
+def main(options: Options) -> int:
     """Shake a system, and look."""
     from brokers import kafka_broker, produce
     from ray.cluster_utils import Cluster
 
-    options = tyro.cli(Options, description=Options.__doc__)
     random.seed(options.seed)
     truth: Counter[str] = Counter()
     over = threading.Event()
@@ -330,8 +329,8 @@ def main() -> None:
         for what, found, is_right in results:
             table.add_row(what, found, "yes" if is_right else "no")
         show(table)
-    sys.exit(0 if all(is_right for *_, is_right in results) else 1)
+    return 0 if all(is_right for *_, is_right in results) else 1
 
 
 if __name__ == "__main__":
-    main()
+    run(main, Options, Options.__doc__)

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ingest
-import tyro
 from rich.table import Table
+from script import run
 from tables import show
 
 from streamwise.agents import Counts, EventModel, Hawkes, PromptTPP, PromptTPPConfig
@@ -136,4 +136,4 @@ def measure(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    measure(tyro.cli(Options, description=__doc__))
+    run(measure, Options, __doc__)

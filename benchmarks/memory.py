@@ -34,8 +34,8 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import tyro
 from rich.table import Table
+from script import run
 from tables import show
 from torch import Tensor
 
@@ -335,4 +335,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    run(main, Options, __doc__)

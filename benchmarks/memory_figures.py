@@ -17,8 +17,8 @@ import matplotlib.style
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-import tyro
 from matplotlib.figure import Figure
+from script import run
 
 from streamwise.memory.hcam import ChunkAttention, Chunks
 from streamwise.runs.figures import INK, MUTED, STYLE, finish_axes, line_style
@@ -143,4 +143,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    run(main, Options, __doc__)

@@ -23,9 +23,9 @@ from typing import Any
 import ingest
 import numpy as np
 import pyarrow.parquet as pq
-import tyro
 from rich.console import Console
 from rich.table import Table
+from script import run
 from tables import show
 
 from streamwise.agents import EVENT_MODELS
@@ -100,8 +100,7 @@ def run_once(config: IngestConfig[Any]) -> dict[str, float]:
     return found
 
 
-def main() -> None:
-    options = tyro.cli(Options, description=__doc__)
+def main(options: Options) -> None:
     table = Table(title=f"One worker and {options.workers}, {options.partitions} partitions")
     for heading in ("model", "workers", "averages", "events", "events/s", "ratio", *SCORES.values()):
         table.add_column(heading, justify="left" if heading in ("model", "workers") else "right")
@@ -138,4 +137,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main, Options, __doc__)

@@ -22,9 +22,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import tyro
 from gymnasium import spaces
 from rich.table import Table
+from script import run
 from tables import show
 
 from streamwise.agents import StreamTD
@@ -130,4 +130,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    run(main, Options, __doc__)

@@ -9,7 +9,6 @@ is known; attention, gaps and calibration those of a log.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,11 +19,11 @@ from typing import Any
 import matplotlib.style
 import numpy as np
 import torch
-import tyro
 from event_ablations import Log, read
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from regimes import START, VISITS, draw, process
+from script import run
 
 from streamwise.agents import Counts, Hawkes, PromptTPP, PromptTPPConfig
 from streamwise.agents.event_model import Score
@@ -356,7 +355,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Options, description=__doc__))
-    except UsageError as error:
-        sys.exit(f"error: {error}")
+    run(main, Options, __doc__)

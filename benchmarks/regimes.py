@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 import matplotlib.style
 import numpy as np
 import torch
-import tyro
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from script import run
 from tables import markdown, show
 
 from streamwise.agents import EVENT_MODELS
@@ -301,4 +301,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    run(main, Options, __doc__)

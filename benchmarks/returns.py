@@ -22,8 +22,8 @@ from typing import Literal
 
 import numpy as np
 import pyarrow.parquet as pq
-import tyro
 from rich.table import Table
+from script import run
 from tables import show
 
 from streamwise.envs import make
@@ -178,4 +178,4 @@ def _summary(values: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    run(main, Options, __doc__)

@@ -25,8 +25,8 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import tyro
 from rich.table import Table
+from script import run
 from tables import show
 
 import streamwise
@@ -377,9 +377,8 @@ def measure_replicas(folder: Path, options: Options) -> None:
         ray.get(actor.close.remote())
 
 
-def main() -> None:
+def main(options: Options) -> None:
     """Measure."""
-    options = tyro.cli(Options, description=Options.__doc__)
     if options.only in (None, "knowledge"):
         measure_knowledge(options)
     width = streamwise.make(ROOM, seed=0).observation_space.shape[0]
@@ -400,4 +399,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main, Options, Options.__doc__)

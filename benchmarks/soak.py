@@ -15,8 +15,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 from rich.table import Table
+from script import run
 from tables import show
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "end_to_end"))
@@ -109,4 +109,4 @@ def main(options: Options) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Options, description=__doc__)))
+    run(main, Options, __doc__)

@@ -25,10 +25,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-import tyro
 from gymnasium import spaces
 from rich.console import Console
 from rich.table import Table
+from script import run
 from tables import show
 
 from streamwise.agents import StreamAC, agent_class
@@ -391,4 +391,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    run(main, Options, __doc__)

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import matplotlib.style
 import numpy as np
-import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from script import run
 
 import streamwise
 from streamwise.agents import StreamQ, StreamQConfig
@@ -189,4 +189,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    run(main, Options, __doc__)

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow.parquet as pq
-import tyro
 from rich.table import Table
+from script import run
 from tables import show
 
 from streamwise.runs.sweep_data import read_events
@@ -112,4 +112,4 @@ def main(options: Options) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Options, description=__doc__)))
+    run(main, Options, __doc__)

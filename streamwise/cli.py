@@ -19,7 +19,7 @@ from streamwise.commands.runs import checkpoints_command, report_command, resume
 from streamwise.commands.systems import status_command, up_command
 from streamwise.commands.tools import bench_command, doctor_command, environments_command
 
-__all__ = ["COMMANDS", "Command", "main"]
+__all__ = ["COMMANDS", "Command", "main", "run_command"]
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,17 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         from streamwise.streams.errors import meant
 
         fail(2, f"streamwise: no command is named {name!r}.{meant(name, COMMANDS)} See `streamwise --help`.")
+    run_command(name, COMMANDS[name].run, rest)
+
+
+def run_command(name: str, run: Callable[[list[str]], int], arguments: list[str]) -> NoReturn:
+    """Run what takes these arguments, and exit with its code; what a user can mend is said in one line."""
     from streamwise.streams import DivergedError, NonFiniteSampleError, UsageError
     from streamwise.streams.dead_letters import DeadLetterLimitError
 
     try:
         with _warnings_as_lines():
-            code = COMMANDS[name].run(rest)
+            code = run(arguments)
     except UsageError as error:
         fail(2, f"streamwise {name}: {error}")
     except BrokenPipeError:  # whoever reads our output has read enough

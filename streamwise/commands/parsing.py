@@ -75,7 +75,7 @@ _PLAINLY = (
     (r"Missing from [^:]*: (\S+)( \S+)?(?= Unrecognized|$)", r"\1 is missing;"),
     (r"Unrecognized options: ([^-].*)", r"there is no place for '\1'"),
     (
-        r"Unrecognized options: ([^\s,]+).*(?:Perhaps you meant|similar to \1): (\S+).*",
+        r"Unrecognized options: ([^\s,]+).*(?:Perhaps you meant|similar to \1): ([^\s,]+).*",
         r"there is no \1; perhaps \2?",
     ),
     (r"Unrecognized options: ([^\s,]+).*", r"there is no \1"),

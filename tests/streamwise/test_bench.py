@@ -15,6 +15,7 @@ import tyro
 from rich.table import Table
 
 from streamwise.cli import main
+from streamwise.streams import UsageError
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import page
@@ -205,14 +206,25 @@ def test_brief_leaves_the_page_alone(bench):
         ("", "Choose from one, two, by-hand, long."),
     ],
 )
-def test_a_section_that_cannot_be_measured_is_answered_in_one_line(bench, capsys, name, complaint):
-    with pytest.raises(SystemExit) as stop:
+def test_a_section_that_cannot_be_measured_is_named(bench, name, complaint):
+    with pytest.raises(UsageError, match=re.escape(complaint)):
         bench(only=(name,))
-    assert stop.value.code == 2
-    errors = capsys.readouterr().err
-    assert complaint in errors
-    assert errors.count("\n") == 1
     assert not bench.ran
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        ((), "there is no section 'tow'. Choose from step, tpp, "),
+        (("--drawn",), "there is no --drawn; perhaps --draw? See `streamwise bench all --help`."),
+    ],
+)
+def test_what_is_wrong_with_the_command_of_a_script_is_said_in_one_line(flags, complaint):
+    command = [sys.executable, SCRIPTS / "all.py", "--only", "tow", *flags]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr.startswith(f"streamwise bench all: {complaint}")
+    assert run.stderr.count("\n") == 1
 
 
 def test_the_commit_says_whether_what_was_measured_is_in_it(tmp_path):
