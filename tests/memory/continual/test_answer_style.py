@@ -7,9 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from living import arrays, check_going_on, check_state, live, numbers_kept, other_generators_left_alone, same
+from living import arrays, live, same
 from scipy import stats
 from test_methods import CLASSES, FEATURES, base, examples
 from torch import nn
@@ -30,49 +28,8 @@ def styles(learner=None, **changes):
     return AnswerStyles(learner or base(), CLASSES, **{"choices": 3, "groups": 2, "share": 0.5, **changes})
 
 
-METHODS = {
-    "alone": styles,
-    "all in other forms": lambda: styles(share=1.0, seed=3),
-    "around replay": lambda: styles(Replay(base(), capacity=12, count=3)),
-    "in replay": lambda: Replay(styles(), capacity=12, count=3),
-}
-every_kind = pytest.mark.parametrize("name", METHODS)
-
-
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
-
-
-# ---- as every method
-
-
-@every_kind
-@settings(max_examples=8, deadline=None, derandomize=True)
-@given(split=st.integers(0, 70), boundaries=st.sets(st.integers(0, 69), max_size=3))
-def test_it_goes_on_where_it_was(name, split, boundaries):
-    check_going_on(METHODS[name], examples(70), split, boundaries)
-
-
-@every_kind
-def test_scoring_changes_nothing_and_a_state_is_a_copy(name):
-    learner = METHODS[name]()
-    live(learner, examples(43), {20})
-
-    def score():
-        learner.scores(torch.randn(30, FEATURES))
-        learner.loss(*arrays(examples(7)))
-
-    check_state(learner, score, lambda: live(learner, examples(40, seed=1), {20}))
-
-
-@every_kind
-def test_what_it_keeps_is_bounded_and_other_generators_are_left_alone(name):
-    with other_generators_left_alone():
-        learner = METHODS[name]()
-        live(learner, examples(100))
-        size = numbers_kept(learner)
-        live(learner, examples(200, seed=2))
-        assert numbers_kept(learner) == size
 
 
 def test_it_learns_and_so_does_each_form():

@@ -7,9 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from living import arrays, check_going_on, check_state, live, numbers_kept, other_generators_left_alone, same
+from living import arrays, live, numbers_kept, other_generators_left_alone, same
 from scipy import stats
 from test_methods import CLASSES, FEATURES, base, examples
 from torch import nn
@@ -89,25 +87,6 @@ def accuracy(learner, classes):
 
 
 # ---- as every method
-
-
-@every_kind
-@settings(max_examples=8, deadline=None, derandomize=True)
-@given(split=st.integers(0, 70), boundaries=st.sets(st.integers(0, 69), max_size=3))
-def test_it_goes_on_where_it_was(name, split, boundaries):
-    check_going_on(METHODS[name], examples(70), split, boundaries)
-
-
-@every_kind
-def test_scoring_changes_nothing_and_a_state_is_a_copy(name):
-    learner = METHODS[name]()
-    live(learner, examples(43), {20})
-
-    def score():
-        learner.scores(torch.randn(30, FEATURES))
-        learner.loss(*arrays(examples(7)))
-
-    check_state(learner, score, lambda: live(learner, examples(40, seed=1), {20}))
 
 
 @every_kind

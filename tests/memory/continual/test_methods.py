@@ -45,6 +45,15 @@ def bottleneck(learner, **changes):
     return KeyValueBottleneck(learner, FEATURES, CLASSES, **{**sizes, **changes})
 
 
+def styles(learner, **changes):
+    return AnswerStyles(learner, CLASSES, **{"choices": 3, "groups": 2, "share": 0.4, **changes})
+
+
+def compressed(learner, **changes):
+    sizes = {"block": 5, "vectors": 3, "width": 8, "top": 4, "capacity": 6}
+    return CompressionMemory(learner, FEATURES, CLASSES, **{**sizes, **changes})
+
+
 METHODS = {
     "replay": lambda: Replay(base(), capacity=12, count=4),
     "ewc": lambda: OnlineEWC(base()),
@@ -65,16 +74,20 @@ METHODS = {
     "low rank": lambda: RegLoRA(base(), rank=2, most=0.1),
     "views": lambda: ViewBatch(base(), capacity=12, places=4, views=2, rest=2),
     "relations": lambda: RelationDistillation(base(), CLASSES, window=10),
-    "styles": lambda: AnswerStyles(base(), CLASSES, share=0.4),
-    "compressed": lambda: CompressionMemory(
-        base(), FEATURES, CLASSES, block=8, vectors=4, width=16, capacity=6
-    ),
+    "styles": lambda: styles(base()),
+    "samples mostly in other styles": lambda: styles(base(), share=0.9, seed=3),
+    "compressed": lambda: compressed(base()),
+    "a sample compressed": lambda: compressed(base(), keep="sample"),
+    "compressed, and a base that learns": lambda: compressed(base(), base_scale=0.3),
     "surgery": lambda: ModelSurgery(base(), rank=2, most=3, steps=5, steps_between=1),
     "low rank with replay": lambda: Replay(RegLoRA(base(), rank=2, most=0.1), capacity=12, count=3),
     "finetuning of ewc and replay": lambda: PrioritizedFinetuning(
         OnlineEWC(Replay(base(), capacity=9)), capacity=12, every=3, steps=2, final_steps=3, batch_size=4
     ),
     "replay through a bottleneck": lambda: Replay(bottleneck(base()), capacity=12, count=3),
+    "styles of replay": lambda: styles(Replay(base(), capacity=12, count=3)),
+    "replay in styles": lambda: Replay(styles(base()), capacity=12, count=3),
+    "compressed around replay": lambda: compressed(Replay(base(), capacity=12, count=3), base_scale=1.0),
 }
 every_method = pytest.mark.parametrize("name", METHODS)
 
