@@ -6,6 +6,7 @@ identity, as if what is alike were also what is looked for.
     python benchmarks/memory_figures.py --folder docs/images
     streamwise sweep recall && python benchmarks/memory_figures.py --recall outputs/recall
     streamwise sweep ballet && python benchmarks/memory_figures.py --ballet outputs/ballet
+    streamwise sweep key-door && python benchmarks/memory_figures.py --key-door outputs/key-door
 """
 
 from __future__ import annotations
@@ -39,6 +40,32 @@ class Options:
     """A finished sweep `recall`, to draw its curves alone."""
     ballet: Path | None = None
     """A finished sweep `ballet`, to draw its curves alone."""
+    key_door: Path | None = None
+    """A finished sweep `key-door`, to draw its curves alone."""
+
+
+@dataclass(frozen=True)
+class Curves:
+    """A picture of a sweep. every: steps of a point. prize: the return of an episode that went right."""
+
+    title: str
+    every: int
+    what: str = "right answers"
+    prize: float = 1.0
+
+
+CURVES = {
+    "recall": Curves("Which of four symbols was it, fifty steps ago? Five seeds of stream-AC", 25_000),
+    "ballet": Curves(
+        "Who of two danced it? Stream-AC, as it acts while it learns, with strides of three cells", 100_000
+    ),
+    "key_door": Curves(
+        "Was the key taken, fifty steps before the door? Stream-AC, as it acts while it learns",
+        100_000,
+        "doors opened",
+        10.0,
+    ),
+}
 
 
 def stream(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -105,25 +132,25 @@ def draw(options: Options) -> Path:
     return path
 
 
-def draw_curves(path: Path, sweep: Path, every: int, title: str) -> Path:
-    """Draw the right answers over the steps, each seed and their mean, for each agent of the sweep."""
+def draw_curves(path: Path, sweep: Path, curves: Curves) -> Path:
+    """Draw what went right over the steps, each seed and their mean, for each agent of the sweep."""
     with matplotlib.style.context(["default", STYLE]):
         figure = Figure(figsize=(9, 3.6), layout="constrained")
         axes = figure.subplots()
         for place, (agent, label) in enumerate(AGENTS.items()):
-            style, curves = line_style(place), []
+            style, seeds = line_style(place), []
             for file in sorted(sweep.glob(f"runs/*-{agent}-seed*/metrics.parquet")):
                 table = pq.read_table(file, columns=["step", "episode_return"])
-                step, right = (table[name].to_numpy() for name in ("step", "episode_return"))
-                ends = np.arange(every, step[-1] + 1, every)
-                curves.append([right[(end - every < step) & (step <= end)].mean() for end in ends])
-                axes.plot(ends, curves[-1], alpha=0.35, linewidth=0.9, **style)
-            if curves:
-                common = min(map(len, curves))  # a run may have been extended
-                mean = np.mean([curve[:common] for curve in curves], axis=0)
-                axes.plot(every * np.arange(1, common + 1), mean, linewidth=2, label=label, **style)
-        axes.set(ylabel="right answers", ylim=(0, 1))
-        axes.set_title(title)
+                step, right = table["step"].to_numpy(), table["episode_return"].to_numpy() / curves.prize
+                ends = np.arange(curves.every, step[-1] + 1, curves.every)
+                seeds.append([right[(end - curves.every < step) & (step <= end)].mean() for end in ends])
+                axes.plot(ends, seeds[-1], alpha=0.35, linewidth=0.9, **style)
+            if seeds:
+                common = min(map(len, seeds))  # a run may have been extended
+                mean = np.mean([seed[:common] for seed in seeds], axis=0)
+                axes.plot(curves.every * np.arange(1, common + 1), mean, linewidth=2, label=label, **style)
+        axes.set(ylabel=curves.what, ylim=(0, 1))
+        axes.set_title(curves.title)
         axes.legend(loc="center right")
         finish_axes(axes)
         figure.savefig(path, dpi=110, facecolor="white", metadata={"Software": "streamwise"})
@@ -131,14 +158,13 @@ def draw_curves(path: Path, sweep: Path, every: int, title: str) -> Path:
 
 
 def main(options: Options) -> None:
-    """Draw one or the other."""
-    if options.recall is not None:
-        title = "Which of four symbols was it, fifty steps ago? Five seeds of stream-AC"
-        print(draw_curves(options.folder / "memory-recall.png", options.recall, 25_000, title))
-    elif options.ballet is not None:
-        title = "Who of two danced it? Stream-AC, as it acts while it learns, with strides of three cells"
-        print(draw_curves(options.folder / "memory-ballet.png", options.ballet, 100_000, title))
-    else:
+    """Draw the curves of the sweeps that are given, or what a memory keeps."""
+    given = {name: getattr(options, name) for name in CURVES}
+    for name, sweep in given.items():
+        if sweep is not None:
+            path = options.folder / f"memory-{name.replace('_', '-')}.png"
+            print(draw_curves(path, sweep, CURVES[name]))
+    if not any(given.values()):
         print(draw(options))
 
 
