@@ -3,7 +3,8 @@
 `reference.py` is the definition, in torch. The kernel, `queries.inl`, does the same on the CPU: it looks at
 no event that is not seen, and of what is in between it keeps the shares alone, which the way back needs.
 `operators.py` makes it an operator of torch with a gradient. (`attention.inl` is another thing, the live
-event model, which is trained as a whole.)
+event model, which is trained as a whole; `prompts.inl`, `encoder.inl`, `history.inl`, `bins.inl`,
+`intensities.inl` and `steps.inl` are its parts.)
 """
 
 from __future__ import annotations
