@@ -6,8 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -60,16 +59,6 @@ def finish(*arguments: str, code: int = 0) -> str:
 def events(out: Path, *names: str) -> list[dict[str, Any]]:
     """Return what the journal of a directory says of these kinds of events, in order."""
     return [event for event in read_events(out / "events.jsonl") if event["event"] in names]
-
-
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 240.0) -> Any:
-    """Wait until a condition holds, and return its value. Raises AssertionError if it does not in time."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.02)
-    raise AssertionError(f"{what} did not come in {seconds:g} s")
 
 
 def here(*arguments: str) -> int:

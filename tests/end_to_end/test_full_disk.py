@@ -8,6 +8,7 @@ import time
 
 import pytest
 from killing import Case, differences, finish, start
+from waiting import wait_for
 
 from streamwise.runs.checkpoint import Checkpoints
 
@@ -30,23 +31,15 @@ def fill(ballast):
             file.write(bytes(4096))
 
 
-def wait_for(condition, process):
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert process.exitcode is None, "it ended too soon"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_a_run_outlives_a_full_disk_and_loses_nothing(small_disk, tmp_path):
     case = Case("CartPole-v1", "stream-q", "native", 150_000, 1_000)
     finish(case.command(tmp_path / "never"), tmp_path / "never.log")
     run, log, ballast = small_disk / "run", tmp_path / "run.log", small_disk / "ballast"
     process = start(case.command(run), log)
     checkpoints = run / "checkpoints"
-    wait_for(lambda: len(list(checkpoints.glob("step-*"))) >= 2, process)
+    wait_for(lambda: process.exitcode is not None or len(list(checkpoints.glob("step-*"))) >= 2)
     fill(ballast)
-    wait_for(lambda: "No space left" in log.read_text(), process)
+    wait_for(lambda: process.exitcode is not None or "No space left" in log.read_text())
     newest = max(path.name for path in checkpoints.glob("step-*"))
     time.sleep(1.0)
     assert max(path.name for path in checkpoints.glob("step-*")) == newest
@@ -64,7 +57,8 @@ def test_a_disk_that_stays_full_fails_the_run_in_one_line_with_the_last_good_che
     case = Case("CartPole-v1", "stream-q", "native", 60_000, 1_000)
     run, log = small_disk / "run", tmp_path / "run.log"
     process = start([*case.command(run), "--fail-on-save-error"], log)
-    wait_for(lambda: len(list((run / "checkpoints").glob("step-*"))) >= 2, process)
+    checkpoints = run / "checkpoints"
+    wait_for(lambda: process.exitcode is not None or len(list(checkpoints.glob("step-*"))) >= 2)
     fill(small_disk / "ballast")
     process.join(120)
     assert process.exitcode == 1

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import events, finish, here, start, wait_for
+from processes import events, finish, here, start
+from waiting import wait_for
 
 from streamwise.runs.ingest import load_model, worker_directories
 from streamwise.runs.merged_run import read_merged

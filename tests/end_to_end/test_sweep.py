@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from killing import differences
-from processes import events, finish, here, ray_cluster, start, wait_for
+from processes import events, finish, here, ray_cluster, start
+from waiting import wait_for
 
 from streamwise.runs.ray_cluster import Journal
 from streamwise.runs.sweep_data import read_events

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from processes import events, here, ray_cluster, start, wait_for
+from processes import events, here, ray_cluster, start
+from waiting import wait_for
 
 from streamwise.memory.store import InProcessStore
 from streamwise.runs.checkpoint import Checkpoints

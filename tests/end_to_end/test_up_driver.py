@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from processes import events, finish, here, start, wait_for
+from processes import events, finish, here, start
+from waiting import wait_for
 
 from streamwise.memory.store import InProcessStore
 from streamwise.runs.checkpoint import Checkpoints

@@ -9,7 +9,7 @@ import shutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_event_extras import Silent
+from displays import Quiet
 
 from streamwise.agents import event_model_class
 from streamwise.runs.ingest import ingest
@@ -58,7 +58,7 @@ def run_model(folder, log, name, *, model="hawkes", settings=None, lines=(), **o
         out=folder / name,
         **options,
     )
-    return ingest(config, display=Silent).directory
+    return ingest(config, display=Quiet).directory
 
 
 @pytest.fixture(scope="module")

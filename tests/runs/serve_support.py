@@ -90,11 +90,3 @@ def url(run):
             times = [100.0 * i for i in range(start, start + 10)]
             run.learn(times, ["a", "b"] * 5, ["ann", "bob", "eve", "ann", "bob"] * 2)
         yield server.url
-
-
-def wait_for(condition):
-    end = time.monotonic() + TIMEOUT_SECONDS
-    while not (found := condition()):
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    return found

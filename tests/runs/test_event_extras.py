@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from displays import Quiet
 
 from streamwise.agents import EVENT_MODELS, Counts, CountsConfig
 from streamwise.agents.event_model import Score
@@ -49,22 +50,6 @@ class Told(Counts):
             "learning_rate": 1e-3,
             "unknown": math.nan,
         }
-
-
-class Silent:
-    """A display that shows nothing."""
-
-    def __init__(self, run, note):
-        pass
-
-    def update(self):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        pass
 
 
 @pytest.fixture
@@ -109,10 +94,10 @@ def test_learning_one_event_tells_the_extras_too(log):
 
 def test_a_run_records_extras_and_statistics_and_goes_on_with_them_exactly(tmp_path, log, told):
     path, events = log
-    ingest(config(path, tmp_path / "whole"), display=Silent)
+    ingest(config(path, tmp_path / "whole"), display=Quiet)
     for stop in (1, 130, 731, 1_000):
-        ingest(config(path, tmp_path / "cut", events=stop), display=Silent)
-    ingest(config(path, tmp_path / "cut"), display=Silent)
+        ingest(config(path, tmp_path / "cut", events=stop), display=Quiet)
+    ingest(config(path, tmp_path / "cut"), display=Quiet)
     assert saved(tmp_path / "cut") == saved(tmp_path / "whole")
     ends = [pq.read_table(tmp_path / run / "metrics.parquet").to_pylist()[-1] for run in ("cut", "whole")]
     assert ends[0]["pool_entropy"] == ends[1]["pool_entropy"]
@@ -139,8 +124,8 @@ def test_a_run_records_extras_and_statistics_and_goes_on_with_them_exactly(tmp_p
 
 def test_the_extras_of_a_run_may_not_change(tmp_path, log, told, monkeypatch):
     path, _ = log
-    ingest(config(path, tmp_path / "run", events=300), display=Silent)
+    ingest(config(path, tmp_path / "run", events=300), display=Quiet)
     monkeypatch.setitem(EVENT_MODELS, "told", type("Less", (Counts,), {"name": "told"}))
     with pytest.raises(UsageError, match=r"begin it anew with another --out") as error:
-        ingest(config(path, tmp_path / "run"), display=Silent)
+        ingest(config(path, tmp_path / "run"), display=Quiet)
     assert "\n" not in str(error.value)

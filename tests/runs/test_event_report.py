@@ -10,6 +10,7 @@ import shutil
 import event_report_support
 import numpy as np
 import pytest
+from displays import Quiet
 from event_report_support import (
     BAD,
     EVENTS,
@@ -25,7 +26,7 @@ from event_report_support import (
     number,
     table,
 )
-from test_event_extras import LEAD, Silent, Told
+from test_event_extras import LEAD, Told
 from test_report import Page, is_png
 
 from streamwise.agents import EVENT_MODELS, event_model_class
@@ -46,7 +47,7 @@ def told(tmp_path_factory, runs, log):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(EVENT_MODELS, "told", Told)
         config = IngestConfig((source,), Told.Config(), "told", out=out, interval=INTERVAL, time_unit=UNIT)
-        run = ingest(config, display=Silent).directory
+        run = ingest(config, display=Quiet).directory
         page = Page(write_event_report([run]).html)
         model = Told()
         scores = model.learn_many([e.time for e in log], [e.type for e in log], [e.key for e in log])

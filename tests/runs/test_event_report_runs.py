@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tomli_w
+from displays import Quiet
 from event_report_support import INTERVAL, KEYS, TYPES, metrics, number, run_model, table
-from test_event_extras import Silent
 from test_report import Page, is_png
 
 from streamwise.agents import event_model_class
@@ -70,7 +70,7 @@ def test_times_in_other_units_are_converted_to_those_of_the_first_run(runs, tmp_
     source, kind = f"file:{runs['poisson'].parent / 'log.jsonl'}", event_model_class("poisson").Config
     seconds = tmp_path / "seconds"
     config = IngestConfig(sources=(source,), settings=kind(), model="poisson", out=seconds, interval=INTERVAL)
-    ingest(config, display=Silent)
+    ingest(config, display=Quiet)
     page = Page(write_event_report([runs["poisson"], seconds], tmp_path / "r.html").html)
     minutes, converted, *_ = table(page, "events", "RMSE (min)")
     assert minutes.pop("model") != converted.pop("model")

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from displays import Quiet
 
 from streamwise.agents import CountsConfig, HawkesConfig
 from streamwise.cli import main
@@ -22,20 +23,6 @@ from streamwise.runs.ingest import ingest, load_model, predict
 from streamwise.runs.ingest_config import IngestConfig, load_ingest
 from streamwise.streams import UsageError
 from streamwise.streams.dead_letters import DeadLetterLimitError
-
-
-def quiet(run, note=""):
-    class Quiet:
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *error):
-            pass
-
-        def update(self):
-            pass
-
-    return Quiet()
 
 
 def write_log(path, count=3_000, keys=1_500, start=0, mode="w"):
@@ -77,28 +64,28 @@ def assert_same(one, other):
 
 
 def test_the_same_command_goes_on_where_the_run_was(tmp_path, source):
-    whole = ingest(config(source, tmp_path / "whole"), display=quiet)
+    whole = ingest(config(source, tmp_path / "whole"), display=Quiet)
     for events in (700, 1_900, 2_000):
-        assert ingest(config(source, tmp_path / "cut", events=events), display=quiet).events == events
-    cut = ingest(config(source, tmp_path / "cut"), display=quiet)
+        assert ingest(config(source, tmp_path / "cut", events=events), display=Quiet).events == events
+    cut = ingest(config(source, tmp_path / "cut"), display=Quiet)
     assert whole.events == cut.events == 3_000
     assert_same(tmp_path / "whole", tmp_path / "cut")
 
 
 def test_a_file_that_has_grown_is_learned_from_there_on(tmp_path, source):
-    ingest(config(source, tmp_path / "run"), display=quiet)
-    assert ingest(config(source, tmp_path / "run"), display=quiet).events == 3_000  # nothing new
+    ingest(config(source, tmp_path / "run"), display=Quiet)
+    assert ingest(config(source, tmp_path / "run"), display=Quiet).events == 3_000  # nothing new
     write_log(tmp_path / "log.csv", count=500, start=3_000, mode="a")
-    ingest(config(source, tmp_path / "run"), display=quiet)
-    ingest(config(source, tmp_path / "whole"), display=quiet)
+    ingest(config(source, tmp_path / "run"), display=Quiet)
+    ingest(config(source, tmp_path / "whole"), display=Quiet)
     assert_same(tmp_path / "whole", tmp_path / "run")
 
 
 def test_after_a_damaged_checkpoint_the_run_goes_on_from_the_one_before(tmp_path, source):
     """Keys on disk, too, are what they were then, though later rows were written over them."""
-    ingest(config(source, tmp_path / "whole"), display=quiet)
+    ingest(config(source, tmp_path / "whole"), display=Quiet)
     for events in (800, 1_600, 2_400):
-        ingest(config(source, tmp_path / "run", events=events), display=quiet)
+        ingest(config(source, tmp_path / "run", events=events), display=Quiet)
     checkpoints = sorted((tmp_path / "run" / "checkpoints").iterdir())
     assert len(checkpoints) == 3
     for damaged in checkpoints[1:]:
@@ -106,12 +93,12 @@ def test_after_a_damaged_checkpoint_the_run_goes_on_from_the_one_before(tmp_path
         payload[len(payload) // 2] ^= 1
         (damaged / "state.safetensors").write_bytes(payload)
     with pytest.warns(UserWarning, match="damaged"):
-        ingest(config(source, tmp_path / "run"), display=quiet)
+        ingest(config(source, tmp_path / "run"), display=Quiet)
     assert_same(tmp_path / "whole", tmp_path / "run")
 
 
 def test_rows_hold_the_scores_of_their_events(tmp_path, source):
-    result = ingest(config(source, tmp_path / "run", interval=400), display=quiet)
+    result = ingest(config(source, tmp_path / "run", interval=400), display=Quiet)
     rows = pq.read_table(tmp_path / "run" / "metrics.parquet").to_pylist()
     assert [row["step"] for row in rows] == [400, 800, 1_200, 1_600, 2_000, 2_400, 2_800, 3_000]
     averages = ("type_error", "type_log_loss", "time_log_likelihood", "log_likelihood")
@@ -130,9 +117,9 @@ def test_several_sources_make_one_stream(tmp_path):
     for i in range(3):
         (tmp_path / f"part{i}.csv").write_text("\n".join(lines[:1] + lines[1 + i :: 3]) + "\n")
     parts = tuple(f"file:{tmp_path / f'part{i}.csv'}" for i in range(3))
-    one = ingest(config(f"file:{tmp_path / 'log.csv'}", tmp_path / "one"), display=quiet)
+    one = ingest(config(f"file:{tmp_path / 'log.csv'}", tmp_path / "one"), display=Quiet)
     several = ingest(
-        dataclasses.replace(config("file:x", tmp_path / "several"), sources=parts), display=quiet
+        dataclasses.replace(config("file:x", tmp_path / "several"), sources=parts), display=Quiet
     )
     assert several.events == one.events == 3_000
     for name in ("log_likelihood", "type_error", "ks"):
@@ -140,39 +127,39 @@ def test_several_sources_make_one_stream(tmp_path):
 
 
 def test_what_changes_the_learning_may_not_be_changed(tmp_path, source):
-    ingest(config(source, tmp_path / "run", events=100), display=quiet)
+    ingest(config(source, tmp_path / "run", events=100), display=Quiet)
     for changes, flag in (({"lateness": 5.0}, "lateness"), ({"time_unit": 60.0}, "time-unit")):
         with pytest.raises(UsageError, match=f"was made with {flag} "):
-            ingest(config(source, tmp_path / "run", **changes), display=quiet)
+            ingest(config(source, tmp_path / "run", **changes), display=Quiet)
     with pytest.raises(UsageError, match=r"was made with types 8, not 9"):
         ingest(
             dataclasses.replace(config(source, tmp_path / "run"), settings=HawkesConfig(types=9)),
-            display=quiet,
+            display=Quiet,
         )
     with pytest.raises(UsageError, match="was made with model"):
-        ingest(IngestConfig((source,), CountsConfig(), out=tmp_path / "run"), display=quiet)
-    assert ingest(config(source, tmp_path / "run", backend="reference"), display=quiet).events == 3_000
+        ingest(IngestConfig((source,), CountsConfig(), out=tmp_path / "run"), display=Quiet)
+    assert ingest(config(source, tmp_path / "run", backend="reference"), display=Quiet).events == 3_000
 
 
 def test_a_mistake_in_a_source_leaves_the_directory_free(tmp_path, source):
     with pytest.raises(UsageError, match="no file"):
-        ingest(config(f"file:{tmp_path}/missing.csv", tmp_path / "run"), display=quiet)
+        ingest(config(f"file:{tmp_path}/missing.csv", tmp_path / "run"), display=Quiet)
     assert not (tmp_path / "run").exists()
-    assert ingest(config(source, tmp_path / "run"), display=quiet).events == 3_000
+    assert ingest(config(source, tmp_path / "run"), display=Quiet).events == 3_000
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").touch()
     with pytest.raises(UsageError, match="holds no run on events"):
-        ingest(config(source, tmp_path / "other"), display=quiet)
+        ingest(config(source, tmp_path / "other"), display=Quiet)
 
 
 def test_a_wrong_column_does_not_spoil_the_directory(tmp_path, source):
     with pytest.raises(UsageError, match="no column 'usr'"):
-        ingest(config(f"{source}?key=usr", tmp_path / "run"), display=quiet)
-    assert ingest(config(f"{source}?key=key", tmp_path / "run"), display=quiet).events == 3_000
+        ingest(config(f"{source}?key=usr", tmp_path / "run"), display=Quiet)
+    assert ingest(config(f"{source}?key=key", tmp_path / "run"), display=Quiet).events == 3_000
 
 
 def test_a_run_without_its_file_of_keys_is_refused(tmp_path, source, capsys):
-    ingest(config(source, tmp_path / "run", events=2_500), display=quiet)
+    ingest(config(source, tmp_path / "run", events=2_500), display=Quiet)
     for file in (tmp_path / "run").glob("keys.sqlite*"):
         file.unlink()
     for command in (["resume", str(tmp_path / "run")], ["predict", str(tmp_path / "run"), "--key", "user 1"]):
@@ -183,11 +170,11 @@ def test_a_run_without_its_file_of_keys_is_refused(tmp_path, source, capsys):
 
 
 def test_a_checkpoint_whose_replacement_was_interrupted_is_used(tmp_path, source):
-    ingest(config(source, tmp_path / "run", events=100, keep_checkpoints=1), display=quiet)
+    ingest(config(source, tmp_path / "run", events=100, keep_checkpoints=1), display=Quiet)
     (whole,) = (tmp_path / "run" / "checkpoints").iterdir()
     whole.rename(whole.with_name(f".{whole.name}.replaced"))
-    result = ingest(config(source, tmp_path / "run"), display=quiet)
-    ingest(config(source, tmp_path / "whole"), display=quiet)
+    result = ingest(config(source, tmp_path / "run"), display=Quiet)
+    ingest(config(source, tmp_path / "whole"), display=Quiet)
     assert result.events == 3_000
     assert_same(tmp_path / "whole", tmp_path / "run")
 
@@ -205,7 +192,7 @@ def test_features_that_json_does_not_know_do_not_stop_checkpoints(tmp_path):
     given = config(
         f"file:{tmp_path / 'log.parquet'}?features=when", tmp_path / "run", lateness=1e4, events=100
     )
-    assert ingest(given, display=quiet).events == 100
+    assert ingest(given, display=Quiet).events == 100
     assert len(Checkpoints.of(tmp_path / "run").latest().meta["position"]["pending"]) > 0
 
 
@@ -216,15 +203,15 @@ def test_too_many_refused_records_end_the_run_which_can_go_on(tmp_path):
     write_log(path, count=100, start=2_000, mode="a")
     source = f"file:{path}"
     with pytest.raises(DeadLetterLimitError, match=r"4 records were refused.*'malformed'"):
-        ingest(config(source, tmp_path / "run", max_dead_letters=3), display=quiet)
-    result = ingest(config(source, tmp_path / "run", max_dead_letters=5), display=quiet)
+        ingest(config(source, tmp_path / "run", max_dead_letters=3), display=Quiet)
+    result = ingest(config(source, tmp_path / "run", max_dead_letters=5), display=Quiet)
     assert (result.events, result.dead_letters) == (2_100, {"malformed": 5})
     assert len((tmp_path / "run" / "dead_letters.jsonl").read_text().splitlines()) == 5
 
 
 def test_settings_survive_a_round_trip(tmp_path, source):
     given = config(source, tmp_path / "run", lateness=3.0, events=10, dead_letters=None, interval=7)
-    ingest(given, display=quiet)
+    ingest(given, display=Quiet)
     assert load_ingest(tmp_path / "run") == given
     text = (tmp_path / "run" / "config.toml").read_text()
     (tmp_path / "run" / "config.toml").write_text(text.replace("lateness", "latenes"))
@@ -265,7 +252,7 @@ def test_ctrl_c_ends_in_a_checkpoint(tmp_path, capsys, name):
 
 
 def test_a_prediction_from_a_run_is_the_models(tmp_path, source, capsys):
-    ingest(config(source, tmp_path / "run"), display=quiet)
+    ingest(config(source, tmp_path / "run"), display=Quiet)
     model, checkpoint = load_model(tmp_path / "run")
     away = next(
         key
@@ -292,7 +279,7 @@ def test_a_prediction_from_a_run_is_the_models(tmp_path, source, capsys):
 
 
 def test_commands_for_agents_say_so_and_the_others_work(tmp_path, source, capsys):
-    ingest(config(source, tmp_path / "run"), display=quiet)
+    ingest(config(source, tmp_path / "run"), display=Quiet)
     for command, code, said in (
         (["evaluate"], 2, "is a run of `streamwise ingest`"),
         (["resume", "--steps", "9"], 2, "this is a run on events"),
@@ -308,4 +295,4 @@ def test_commands_for_agents_say_so_and_the_others_work(tmp_path, source, capsys
 def test_a_checkpoint_that_is_just_being_replaced_does_not_stop_the_run(tmp_path, source, monkeypatch):
     """Between the two renames of a replacement there may be no checkpoint to list."""
     monkeypatch.setattr(Checkpoints, "steps", lambda self: [])
-    assert ingest(config(source, tmp_path / "run"), display=quiet).events == 3_000
+    assert ingest(config(source, tmp_path / "run"), display=Quiet).events == 3_000

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from displays import Quiet
 
 from streamwise.agents import CountsConfig, PromptTPPConfig
 from streamwise.agents.event_merge import average, parameters
@@ -27,15 +28,6 @@ from streamwise.runs.rebalance import rebalance
 from streamwise.streams import UsageError
 
 FILES, EVENTS, KEYS = 5, 700, 300  # more keys than fit in memory where one worker knows all
-
-
-class Quiet:
-    def __init__(self, run, note=""): ...
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error): ...
-    def update(self): ...
 
 
 def write_logs(folder, count=EVENTS, keys=KEYS, shared_keys=False, files=FILES):

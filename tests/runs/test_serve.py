@@ -17,9 +17,11 @@ import pytest
 
 pytest.importorskip("uvicorn", reason="the server needs the extra serve")
 import serve_support
+from displays import Quiet
 from prometheus_client.parser import text_string_to_metric_families
-from serve_support import TIMEOUT_SECONDS, get, still_run, wait_for
-from test_event_extras import LEAD, Silent, Told
+from serve_support import TIMEOUT_SECONDS, get, still_run
+from test_event_extras import LEAD, Told
+from waiting import wait_for
 
 from streamwise.agents import event_model_class
 from streamwise.agents.event_model import Score
@@ -50,7 +52,7 @@ def live(tmp_path_factory):
         started.set()
 
     def work():
-        found["result"] = ingest(config, display=Silent, stop=stop, on_start=on_start)
+        found["result"] = ingest(config, display=Quiet, stop=stop, on_start=on_start)
 
     with ExitStack() as servers:
         thread = threading.Thread(target=work)
@@ -298,14 +300,14 @@ def test_history_goes_on_after_a_resumption(tmp_path):
     config = IngestConfig(
         ("synthetic:poisson?events=3000",), settings, model="poisson", out=tmp_path / "run", interval=100
     )
-    ingest(dataclasses.replace(config, events=1000), display=Silent, stop=StopRequest())
+    ingest(dataclasses.replace(config, events=1000), display=Quiet, stop=StopRequest())
     seen = {}
 
     def on_start(run):
         with serve(run, port=0) as server:
             seen.update(get(f"{server.url}/state")[1])
 
-    ingest(config, display=Silent, stop=StopRequest(), on_start=on_start)
+    ingest(config, display=Quiet, stop=StopRequest(), on_start=on_start)
     steps = [row[0] for row in seen["history"]["rows"]]
     assert steps == list(range(100, seen["events"] // 100 * 100 + 1, 100))
     assert len(steps) >= 10

@@ -15,7 +15,8 @@ import pytest
 
 pytest.importorskip("uvicorn", reason="the server needs the extra serve")
 import serve_support
-from serve_support import TIMEOUT_SECONDS, get, wait_for
+from serve_support import TIMEOUT_SECONDS, get
+from waiting import wait_for
 
 from streamwise.runs import serve as serving
 from streamwise.runs.serve import serve, serve_metrics

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from waiting import wait_for
 
 from streamwise.agents.stream_ac import StreamACConfig
 from streamwise.memory.episode import EpisodeMemory
@@ -37,13 +37,6 @@ def live(one, numbers):
     for number in numbers:
         one.memory.append(torch.tensor([float(number), 1.0]))
         one.turn()
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + 20.0
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 class Flaky:
