@@ -159,7 +159,7 @@ class Film:
         except Exception as error:  # rendering back ends fail in many ways; all mean the same to the user
             raise UsageError(
                 f"--video: the environment cannot be rendered here ({type(error).__name__}: {error}). MuJoCo "
-                "needs MUJOCO_GL=egl (a GPU) or MUJOCO_GL=osmesa (the system package libosmesa6)."
+                "draws with libegl1 or libosmesa6; `streamwise doctor` says whether it can."
             ) from None
         self._writer.append_data(np.asarray(frame))
         self._frames += 1
