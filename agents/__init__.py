@@ -1,6 +1,8 @@
 """Learners, one algorithm a file, and the parts they share: networks, statistics, step-size rules.
 
-They know nothing of Ray, runs, or the environment behind a transition.
+Agents (`stream_*`), event models that learn from every event (`poisson`, `counts`, `hawkes`, `prompt_tpp`),
+point processes that learn from windows (`nhp`, `attnhp`, `window_tpp`), classifiers (`classifier`,
+`nearest_mean`). They know nothing of Ray, runs, or the environment behind a transition.
 """
 
 from __future__ import annotations

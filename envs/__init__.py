@@ -3,8 +3,9 @@
 Here is what stands between a named environment and an agent: what names stand for (`names`, `libraries`), how
 one is made (`make`), the few shapes that observations and actions come in (`wrappers`), the endless loop
 (`stream`), and their full state as JSON, to go on from in another process (`snapshot`). And our own
-environments, which test memories (`ballet`, `probes`, `rooms`, `routes`). Not here: normalization of
-observations and rewards, which belongs to the learner's own state; learners; runs.
+environments, which test memories (`ballet`, `probes`, `rooms`, `routes`), and worlds that change
+(`changing`). Not here: normalization of observations and rewards, which belongs to the learner's own state;
+learners; runs.
 """
 
 from __future__ import annotations

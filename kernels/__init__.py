@@ -1,6 +1,7 @@
 """Hot operations: one folder each, with a readable reference beside its native or GPU version.
 
-Nothing here imports the rest of streamwise.
+The references of `stream_step` and `event_models` are the learners themselves, in `agents`. Nothing here
+imports the rest of streamwise.
 """
 
 from __future__ import annotations

@@ -252,7 +252,7 @@ class EpisodeMemory:
         self.visible[sealed % slots] = 0
         self.summaries[:used] = summaries
         self.delivered = int(state["memory.delivered"]) if self.lasting else 0
-        self.guest_ids[:] = -1
+        self.guest_ids[:], self.admitted = -1, 0
         if len(guests):
             there, after = len(guests), slots + len(guests)
             self.admitted = int(state["memory.admitted"])

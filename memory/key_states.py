@@ -148,8 +148,11 @@ class KeyStates:
         names, slots = list(self._slots), list(self._slots.values())
         rows = self.rows[slots]
         if self.path is None:
-            stored = self._database.execute("SELECT key, row FROM keys WHERE key IS NOT NULL").fetchall()
-            away = [(key, row) for key, row in stored if key not in self._slots]
+            # SQLite takes the row with the greatest generation, as in `chunks`.
+            stored = self._database.execute(
+                "SELECT key, row, max(generation) FROM keys WHERE key IS NOT NULL GROUP BY key"
+            )
+            away = [(key, row) for key, row, _ in stored if key not in self._slots]
             names = [key for key, _ in away] + names
             rows = np.concatenate([np.array([self._unpacked(row) for _, row in away], rows.dtype), rows])
         state = {
@@ -159,6 +162,8 @@ class KeyStates:
             "keys.counters": torch.tensor([self._count, self._generation], dtype=torch.int64),
         }
         self._generation += 1
+        if self.path is None:
+            self._oldest_kept = self._generation  # nobody asks the file for what the state has
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

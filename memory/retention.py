@@ -156,7 +156,7 @@ class Reservoir(Ring):
         while table["pins"][slot] and table.lowest.first() is not None:
             slot = int(table.draw(sealed, attempt) * table.capacity)
             attempt += 1
-        return (slot,)
+        return () if table["pins"][slot] else (slot,)
 
 
 @dataclass

@@ -174,8 +174,9 @@ class SharedMemory:
         except BaseException:
             del self._writers[writer]  # some may be there: they are in doubt when it is opened again
             raise
-        code = stream_code(writer)
-        self._recent.extend((id, code) for id in range(first, self.store.next_id))
+        finally:  # readers hear of those, too
+            code = stream_code(writer)
+            self._recent.extend((id, code) for id in range(first, self.store.next_id))
         self.written[writer] = self.written.get(writer, 0) + len(chunks)
         at.sequence += len(chunks)
 

@@ -150,7 +150,8 @@ class Checkpoints:
         """Write the checkpoint of this step, then remove what is not kept. Returns its name."""
         name = f"step-{step:012d}"
         write_checkpoint(self.storage, name, state, {**meta, "step": step})
-        for old in self.names()[: -self.keep]:
+        # Later ones are damaged, or the run would have gone on from there: they take nobody's place.
+        for old in [name for name in self.names() if _step_of(name) <= step][: -self.keep]:
             if not self.keeps_for_ever(_step_of(old)):
                 self.storage.remove(old)
         return name

@@ -362,8 +362,7 @@ def run_continual(
     Raises UsageError for what the user can mend: a directory of something else or of another comparison, a
     cluster that is not there. Raises RayStoppedError if Ray stops.
     """
-    if options.address and ":" in options.address and "://" not in options.address:
-        reach(options.address)
+    reach(options.address)
     directory = options.out.absolute()
     _check_same(spec, directory)
     directory.mkdir(parents=True, exist_ok=True)

@@ -41,7 +41,6 @@ __all__ = [
     "ingest",
     "load_model",
     "predict",
-    "resume_ingest",
     "worker_directories",
 ]
 
@@ -133,11 +132,6 @@ def check_same(saved: IngestConfig[Any], given: IngestConfig[Any]) -> None:
     for name, there, here in pairs:
         if there != here:
             raise made_otherwise(given.directory, name, there, here)
-
-
-def resume_ingest(directory: Path, **options: Any) -> IngestResult:
-    """Go on with the run in `directory`, with the settings that it has."""
-    return ingest(load_ingest(directory), **options)
 
 
 def _run(

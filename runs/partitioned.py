@@ -103,8 +103,7 @@ def ingest_partitioned(
     directory = config.directory
     if directory.exists() and not is_ingest(directory) and not is_unused(directory):
         raise UsageError(f"{directory} already exists and holds no run on events; give another --out.")
-    if config.address and ":" in config.address and "://" not in config.address:
-        reach(config.address)  # Ray itself tries for minutes
+    reach(config.address)
     with arranged(config) as (arrangement, journal):
         signal = _run(config, arrangement, journal, console, display, stop)
         return finish_merged(directory, signal)

@@ -103,8 +103,10 @@ def errors_of_others_to(log: Path) -> Iterator[IO[str]]:
             os.dup2(ours, 2)
 
 
-def reach(address: str) -> None:
-    """Raise UsageError unless something listens at HOST:PORT."""
+def reach(address: str | None) -> None:
+    """Raise UsageError if this is HOST:PORT and nothing listens there: Ray itself tries for minutes."""
+    if not address or ":" not in address or "://" in address:
+        return
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=5.0).close()

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from streamwise.agents import Metrics
-from streamwise.runs.storage import Storage
+from streamwise.runs.storage import Storage, sync_directory
 from streamwise.runs.tensorboard import EventFile
 from streamwise.streams import Transition
 
@@ -238,3 +238,4 @@ class RowFile:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, self.path)
+        sync_directory(self.path.parent)

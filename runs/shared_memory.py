@@ -34,10 +34,11 @@ from streamwise.memory.store import InProcessStore
 
 __all__ = ["RETENTIONS", "LinkCounts", "Linked", "MemoryActor", "MemorySettings", "RayConnection"]
 
-RETENTIONS: dict[str, Callable[[], Ring]] = {
-    "ring": Ring,
-    "reservoir": Reservoir,
-    "log-thinning": lambda: LogThinning(window=1024),
+# How a shard of so many chunks is kept within them.
+RETENTIONS: dict[str, Callable[[int], Ring]] = {
+    "ring": lambda capacity: Ring(),
+    "reservoir": lambda capacity: Reservoir(),
+    "log-thinning": lambda capacity: LogThinning(min(1024, 1 << max(capacity // 2, 1).bit_length() - 1)),
 }
 
 _FLUSH_SECONDS = 1.0
@@ -84,7 +85,7 @@ class MemoryActor:
     def _memory(self) -> SharedMemory:
         if self._opened is None:
             s = self._settings
-            retention = RETENTIONS[s.retention]()
+            retention = RETENTIONS[s.retention](s.capacity)
             self._opened = SharedMemory(
                 InProcessStore(
                     s.chunk_length, s.width, s.capacity, retention=retention, directory=self._directory

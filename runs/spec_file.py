@@ -20,10 +20,10 @@ def spec_names(folder: Path) -> list[str]:
 def find_spec(source: str, what: str, folder: Path) -> Path:
     """Return the file that is meant: by its path, by the directory of a `what`, or by a name in `folder`.
 
-    Raises UsageError for one that is not there.
+    A folder that is none does not stand before a name. Raises UsageError for one that is not there.
     """
     path = Path(source)
-    if path.is_dir():
+    if (path / f"{what}.toml").is_file() or (path.is_dir() and source not in spec_names(folder)):
         path = path / f"{what}.toml"
     elif not source.endswith(".toml"):
         path = folder / f"{source}.toml"

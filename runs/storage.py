@@ -10,7 +10,15 @@ from urllib.parse import urlsplit
 
 from streamwise.streams import UsageError
 
-__all__ = ["LocalStorage", "RemoteStorage", "Storage", "open_storage", "replace_durably", "write_durably"]
+__all__ = [
+    "LocalStorage",
+    "RemoteStorage",
+    "Storage",
+    "open_storage",
+    "replace_durably",
+    "sync_directory",
+    "write_durably",
+]
 
 
 class Storage(Protocol):
@@ -93,13 +101,13 @@ class LocalStorage:
         temporary.mkdir(parents=True)
         for file, content in files.items():
             write_durably(temporary / file, content)
-        _sync_directory(temporary)
+        sync_directory(temporary)
         replaced = self.root / f".{name}.replaced"
         shutil.rmtree(replaced, ignore_errors=True)
         if directory.exists():
             directory.rename(replaced)
         temporary.rename(directory)
-        _sync_directory(self.root)
+        sync_directory(self.root)
         shutil.rmtree(replaced, ignore_errors=True)
 
     def mend(self) -> None:
@@ -210,9 +218,11 @@ def replace_durably(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.partial")
     write_durably(temporary, content)
     temporary.replace(path)
+    sync_directory(path.parent)
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

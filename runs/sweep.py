@@ -114,8 +114,7 @@ def run_sweep(spec: SweepSpec, options: SweepOptions, console: Console | None = 
     an environment that nobody knows, resources that no node has. Raises RayStoppedError if Ray does.
     """
     check_environments(spec)
-    if options.address and ":" in options.address and "://" not in options.address:
-        reach(options.address)  # Ray itself tries for minutes
+    reach(options.address)
     out = options.out.absolute()
     _check_directory(spec, out)
     options = replace(

@@ -399,8 +399,7 @@ def run_tasks(
     """
     config = config.resolved()
     directory = config.directory
-    if config.address and ":" in config.address and "://" not in config.address:
-        reach(config.address)
+    reach(config.address)
     _check_same(config, directory)
     directory.mkdir(parents=True, exist_ok=True)
     with locked(directory):

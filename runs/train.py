@@ -382,7 +382,9 @@ def _go_on(stream: Any, recorder: Recorder, learner: Any, meta: dict[str, Any]) 
     where = f"goes on at step {recorder.step:,}"
     try:
         stream.seek(position)
-        why_not = getattr(stream, "why_no_snapshot", None)
+        why_not = None
+        if hasattr(stream, "why_no_snapshot") and "environment" not in position:
+            why_not = stream.why_no_snapshot or "the environment could not be saved then"
     except UsageError as error:
         if "environment" not in position:
             raise

@@ -43,8 +43,7 @@ def run_system(spec: SystemSpec, options: UpOptions, console: Console | None = N
     was killed, and the next one takes them over. Raises UsageError for what the user can mend,
     RayStoppedError if Ray stops.
     """
-    if options.address and ":" in options.address and "://" not in options.address:
-        reach(options.address)  # Ray itself tries for minutes
+    reach(options.address)
     out = options.out.absolute()
     if out.exists() and not is_system(out) and not is_unused(out):
         raise UsageError(f"{out} already exists and is no live system; choose another --out.")

@@ -312,10 +312,12 @@ class Driver:
     def _close_memories(self) -> None:
         """Ask the memories a last time, and have them let go of their files."""
         for shared in self.memories:
-            shared.asked = shared.asked or shared.actor.counts.remote()
-            self._take_counts(shared)
             shared.asked = shared.actor.counts.remote()  # what was asked for before may be old
-            self._take_counts(shared)
+        asked = {shared.asked: shared for shared in self.memories}
+        if asked:
+            answered, _ = self.ray.wait(list(asked), num_returns=len(asked), timeout=_STOP_WITHIN_SECONDS)
+            for call in answered:
+                self._take_counts(asked[call])
         calls = [shared.actor.close.remote() for shared in self.memories]
         if calls:
             self.ray.wait(calls, num_returns=len(calls), timeout=_STOP_WITHIN_SECONDS)

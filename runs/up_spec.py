@@ -234,6 +234,8 @@ class _Reader(SpecReader):
                 f"{where}: retention = {filled['retention']!r} is unknown."
                 f"{nearest(str(filled['retention']), RETENTIONS)}"
             )
+        if filled["retention"] == "log-thinning" and filled["capacity"] < 2 * filled["shards"]:
+            raise self.error(f"{where}: log-thinning needs a capacity of 2 or more in each shard")
         return MemorySettings(width=0, **filled)
 
     def learner(

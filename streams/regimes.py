@@ -11,8 +11,8 @@ of the time of a file, A the first. The pattern says in which order they come; o
 where it was, so that no window comes twice. Some windows of each are tests and never come: of a file, those
 that end last.
 
-The time of a file is divided between the 0.1% and the 99.9% point of its events, as `streamwise tasks` does,
-and the events of a key in a part are cut into windows from the first on. What is in none is counted, in
+The time of a file is divided between the 0.1% and the 99.9% point of its events, much as `streamwise tasks`
+does, and the events of a key in a part are cut into windows from the first on. What is in none is counted, in
 `left_out`.
 """
 

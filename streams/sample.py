@@ -34,7 +34,7 @@ class Transition(NamedTuple):
 
 
 class Example(NamedTuple):
-    """A labelled sample. features: float32 [features]. label: a class, 0 or more."""
+    """A labelled sample. features: float32 [...], of the same shape in all. label: a class, 0 or more."""
 
     features: NDArray[np.float32]
     label: int

@@ -10,7 +10,7 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from streamwise.agents import Counts, Hawkes, Poisson, StreamAC, StreamQ, StreamSARSA, StreamTD
+    from streamwise.agents import Counts, Hawkes, Poisson, PromptTPP, StreamAC, StreamQ, StreamSARSA, StreamTD
     from streamwise.envs import EnvironmentStream, make
     from streamwise.runs.checkpoint import load, save
     from streamwise.streams import CsvSeriesStream, Event, NonFiniteSampleError, Transition, UsageError
@@ -28,6 +28,7 @@ __all__ = [
     "Hawkes",
     "NonFiniteSampleError",
     "Poisson",
+    "PromptTPP",
     "StreamAC",
     "StreamQ",
     "StreamSARSA",
@@ -43,7 +44,7 @@ __all__ = [
 _HOMES = {
     "EventStream": "streamwise.streams.event_stream",
     "open_source": "streamwise.streams.sources",
-    **dict.fromkeys(("Counts", "Hawkes", "Poisson"), "streamwise.agents"),
+    **dict.fromkeys(("Counts", "Hawkes", "Poisson", "PromptTPP"), "streamwise.agents"),
     **dict.fromkeys(("StreamAC", "StreamQ", "StreamSARSA", "StreamTD"), "streamwise.agents"),
     **dict.fromkeys(("EnvironmentStream", "make"), "streamwise.envs"),
     **dict.fromkeys(("load", "save"), "streamwise.runs.checkpoint"),

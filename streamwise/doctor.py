@@ -28,6 +28,7 @@ _OPTIONAL = {  # distribution -> the extra that installs it
     "uvicorn": "serve",
     "prometheus-client": "serve",
     "scikit-learn": "continual",
+    "river": "continual",
 }
 _DRAW = """
 import streamwise

@@ -66,11 +66,11 @@ def attend(
     if read == 0:
         return ask * 0.0
     known = chunks >= 0
-    memory = torch.arange(count)[:, None, None]
+    memory = torch.arange(count, device=chunks.device)[:, None, None]
     places = chunks.clamp(min=0)
     x = contents.detach()[memory, places].to(ask.dtype)  # [B, Q, K, C, D]
     real = torch.full_like(chunks, length) if steps is None else steps[memory, places]
-    index = torch.arange(length)
+    index = torch.arange(length, device=chunks.device)
     if positions is not None:
         row = (index + length - real[..., None]).clamp(max=length - 1)
         x = x + positions.to(ask.dtype)[row]

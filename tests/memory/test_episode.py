@@ -114,6 +114,16 @@ def test_guests_are_read_beside_own_chunks_and_outlast_episodes(data, room, leng
         assert len(memory) == len(own) + len(guests)
 
 
+def test_after_a_state_without_guests_they_are_counted_from_none():
+    fresh = EpisodeMemory(3, chunk_length=1, capacity=2, guests=2)
+    memory = EpisodeMemory(3, chunk_length=1, capacity=2, guests=2)
+    memory.admit(7, items(1, 3).numpy())
+    memory.load_state_dict(fresh.state_dict())
+    for one in (fresh, memory):
+        one.admit(8, items(1, 3, seed=8).numpy())
+    assert memory.guest_ids.tolist() == fresh.guest_ids.tolist()
+
+
 def test_a_state_with_more_guests_than_there_is_room_for_is_refused():
     memory = EpisodeMemory(3, chunk_length=1, capacity=2, guests=2)
     for id in range(2):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -111,6 +113,19 @@ def test_without_a_file_the_state_holds_every_key():
     other.load_state_dict(states.state_dict())
     assert [other.find(f"key {i}")["events"] for i in range(7)] == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
     assert (len(other), other.in_memory) == (7, 3)
+
+
+def test_without_a_file_states_do_not_grow_with_their_number():
+    states = KeyStates(ROW, 2)
+    for i in range(40):
+        put(states, [f"key {i % 4}"], [float(i + 1)])
+        state = states.state_dict()
+    assert len(json.loads(bytes(state["keys.names"].numpy()))) == 4
+    assert states._database.execute("SELECT count(*) FROM keys").fetchone()[0] <= 2 * 4
+    other = KeyStates(ROW, 8)
+    other.load_state_dict(state)
+    assert [other.find(f"key {i}")["events"] for i in range(4)] == [37.0, 38.0, 39.0, 40.0]
+    assert len(other._free) == 4
 
 
 @pytest.mark.parametrize("size", [1, 3, 100])

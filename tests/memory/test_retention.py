@@ -109,6 +109,16 @@ def test_a_reservoir_is_a_uniform_sample():
     assert 0.001 < stats.chi2.sf(statistic, sealed - 1) < 0.999
 
 
+def test_a_reservoir_of_pinned_chunks_alone_takes_no_more():
+    store = make(retention=Reservoir())
+    for number in range(CAPACITY):
+        seal(store, number)
+    store.pin(range(CAPACITY))
+    with pytest.raises(ValueError, match="no chunk may go: all 8 are pinned"):
+        [seal(store, number) for number in range(CAPACITY, 100)]  # some are not in the sample anyway
+    assert kept_ids(store) == list(range(CAPACITY))
+
+
 def test_log_thinning_keeps_every_second_fourth_eighth_chunk():
     window, store = 4, make(retention=LogThinning(window=4), capacity=32)
     for now in range(400):

@@ -271,6 +271,28 @@ def test_what_a_full_disk_took_of_many_chunks_is_not_there_twice(tmp_path, monke
     assert memory.repeated == 8
 
 
+def test_readers_hear_of_chunks_that_came_in_before_the_disk_was_full(monkeypatch):
+    memory, writer = shared(), link("a", capacity=40)
+    live(writer, 0, 1)
+    writer.exchange(memory)
+    (first,) = memory.store.ids[memory.store.valid].tolist()
+    live(writer, *range(2, 8))  # three more
+    append_many = memory.store.append_many
+
+    def one_and_no_more(chunks, *, times, **options):
+        append_many(chunks[:1], times=times[:1], **options)
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(memory.store, "append_many", one_and_no_more)
+        with pytest.raises(OSError, match="No space left") as caught:
+            writer.exchange(memory)
+    writer.lost(str(caught.value))
+    writer.exchange(memory)
+    assert memory.repeated == 1
+    assert memory.news("b", after=first, most=10).contents[:, 0, 0].tolist() == [2.0, 4.0, 6.0]
+
+
 class LearnersThatAreKilled(RuleBasedStateMachine):
     """Three learners write and read; any of them, or the memory's process, is killed at any time.
 

@@ -138,6 +138,17 @@ def test_the_newest_damaged_checkpoint_falls_back_to_the_one_before_with_a_warni
     assert "checksum does not hold" in wrong[1]
 
 
+def test_a_damaged_checkpoint_of_a_later_step_takes_no_place_of_those_before_it(tmp_path):
+    checkpoints = checkpoints_in(tmp_path, keep=1)
+    for step in (20, 25):
+        checkpoints.save(step, {"x": torch.tensor([float(step)])}, {})
+    (tmp_path / "step-000000000025" / "state.safetensors").write_bytes(b"")
+    checkpoints.save(22, {"x": torch.tensor([22.0])}, {})
+    assert checkpoints.steps() == [22, 25]
+    with pytest.warns(UserWarning, match="step-000000000025"):
+        assert checkpoints.latest().meta["step"] == 22
+
+
 def test_with_no_whole_checkpoint_the_error_says_what_was_wrong(tmp_path):
     with pytest.raises(CheckpointError, match="holds no checkpoint yet"):
         checkpoints_in(tmp_path).latest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from waiting import wait_for
@@ -14,7 +15,7 @@ from streamwise.memory.shared import MemoryLink, SharedMemory
 from streamwise.memory.store import InProcessStore
 from streamwise.runs import shared_memory, up_learner
 from streamwise.runs.config import RunConfig
-from streamwise.runs.shared_memory import Linked, MemoryActor, MemorySettings
+from streamwise.runs.shared_memory import RETENTIONS, Linked, MemoryActor, MemorySettings
 from streamwise.runs.up_learner import AgentLearner, Sharing
 
 
@@ -37,6 +38,15 @@ def live(one, numbers):
     for number in numbers:
         one.memory.append(torch.tensor([float(number), 1.0]))
         one.turn()
+
+
+@pytest.mark.parametrize("retention", RETENTIONS)
+@pytest.mark.parametrize("capacity", [2, 3, 7, 100, 2_047, 5_000])
+def test_each_retention_works_with_any_capacity(retention, capacity):
+    memory = SharedMemory(InProcessStore(1, 2, capacity, retention=RETENTIONS[retention](capacity)))
+    lease = memory.open_writer("ann", 0)
+    assert memory.append("ann", lease, 0, np.ones((30, 1, 2), np.float32)) == 30
+    assert len(memory.store) <= capacity
 
 
 class Flaky:

@@ -22,6 +22,7 @@ from killing import differences
 
 from streamwise.agents import StreamAC, StreamACConfig, StreamQConfig, StreamTDConfig
 from streamwise.cli import main
+from streamwise.envs import NoSnapshotError
 from streamwise.runs.checkpoint import Checkpoints
 from streamwise.runs.config import RunConfig, load_config
 from streamwise.runs.evaluate import evaluate
@@ -267,6 +268,23 @@ def test_where_the_environment_cannot_be_saved_resume_says_so_and_the_metrics_co
     assert rows["episode_length"] == [50, 50, 50, 50]  # two, then two of a fresh environment
     assert rows["step"] == [50, 100, 170, 220]
     assert rows["abandoned_steps"] == [None, None, 20, None]
+
+
+def test_an_environment_that_could_not_be_saved_then_and_can_now_begins_a_new_episode_too(
+    tmp_path, monkeypatch, capfd
+):
+    def fail(env):
+        raise NoSnapshotError("not now")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("streamwise.envs.stream.capture", fail)
+        train(cartpole(tmp_path / "run"))
+    resume(tmp_path / "run", steps=500)
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "goes on at step 400" in line]
+    assert "with a new episode" in line
+    assert "the environment could not be saved then" in line
+    rows = pq.read_table(tmp_path / "run" / "metrics.parquet").to_pydict()
+    assert rows["episode_return"] == rows["episode_length"]  # no row adds up two episodes
 
 
 def test_a_snapshot_of_other_libraries_costs_the_episode_and_not_the_run(tmp_path, monkeypatch, capfd):

@@ -81,6 +81,7 @@ def test_the_tables_say_who_learns_from_what_and_shares_what(tmp_path):
         ('source = "file:clicks.csv"', "source = 3", "[streams.clicks]: source = 3 is not the name of one"),
         ("chunk_length = 3", "chunk_length = 0", "[memories.rooms]: chunk_length = 0 must be a whole number"),
         ("chunk_length = 3", "chunk_len = 3", "[memories.rooms]: unknown key 'chunk_len'. Did you mean"),
+        ("chunk_length = 3", 'retention = "log-thinning"\ncapacity = 1', "log-thinning needs a capacity"),
         ("chunk_length = 3", 'retention = "rung"', "retention = 'rung' is unknown. Did you mean 'ring'?"),
         (
             'stream = "clicks"',
